@@ -1,0 +1,164 @@
+"""A bundle: what `export` writes and `run` reads. bundle.json names every file with its size and digest."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from .data import PromptFormat
+from .errors import EdgeftError, Faults, UsageError, did_you_mean
+from .files import disk_errors, read_json, sha256, write_json
+
+FORMAT = 1
+MANIFEST = "bundle.json"
+GRAPH, GRAPH_DATA = "model.onnx", "model.onnx.data"
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+REQUIRED: dict[str, type] = {"base": dict, "graph": dict, "slots": dict, "adapters": dict, "files": dict,
+                             "context": int, "device": dict}
+
+
+@dataclass(frozen=True)
+class SlotGroup:
+    """Linear layers that read one input and share one packed pair of slot inputs.
+
+    Inputs `{name}.A [in, k * R]` and `{name}.B [k * R, sum(out)]`: module i of k owns columns i*R to (i+1)*R of A
+    and, in those rows of B, its own columns.
+    """
+
+    name: str
+    modules: tuple[str, ...]
+    in_features: int
+    out_features: tuple[int, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """As it is stored in bundle.json."""
+        return {"name": self.name, "modules": list(self.modules), "in": self.in_features,
+                "out": list(self.out_features)}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> SlotGroup:
+        """Read back what `to_json` wrote."""
+        return cls(value["name"], tuple(value["modules"]), int(value["in"]), tuple(value["out"]))
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle's folder and manifest."""
+
+    folder: Path
+    manifest: dict[str, Any]
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the base; an adapter for another one is refused."""
+        return str(self.manifest["base"]["fingerprint"])
+
+    @property
+    def slots(self) -> list[SlotGroup]:
+        """Where adapters attach."""
+        return [SlotGroup.from_json(group) for group in self.manifest["slots"].get("lowrank", [])]
+
+    @property
+    def adapters(self) -> dict[str, str]:
+        """Adapter names -> files."""
+        return {name: str(entry["file"]) for name, entry in self.manifest["adapters"].items()}
+
+    @property
+    def default_adapter(self) -> str | None:
+        """Used where none is asked for."""
+        return self.manifest.get("default_adapter")
+
+    @property
+    def prompt(self) -> PromptFormat:
+        """How the base itself was prompted, when it was tuned as a whole."""
+        return PromptFormat.from_json(self.manifest.get("prompt"))
+
+    def adapter_file(self, name: str) -> Path:
+        """The file of an adapter; UsageError with the nearest names otherwise."""
+        if name not in self.adapters:
+            raise UsageError(f"{self.folder}: has no adapter {name!r}.{did_you_mean(name, list(self.adapters))}"
+                             f"{'' if self.adapters else ' It has none: `edgeft add` puts one in.'}")
+        return self.folder / self.adapters[name]
+
+    def check_files(self, *, whole: bool) -> int:
+        """Compare sizes and digests with the manifest; returns bytes read. EdgeftError lists every difference.
+
+        Without `whole` the weights' own file is only measured, not read, so that loading stays fast.
+        """
+        faults = Faults(f"{self.folder}: is not as it was exported")
+        total = 0
+        for name, entry in self.manifest["files"].items():
+            path = self._inside(name, faults)
+            if path is None:
+                continue
+            size = path.stat().st_size
+            if size != entry["size"]:
+                faults.add(name, declared=f"{entry['size']} bytes", found=f"{size} bytes")
+            elif whole or name != GRAPH_DATA:
+                total += size
+                found = sha256(path)
+                if found != entry["sha256"]:
+                    faults.add(name, declared=f"sha256 {entry['sha256'][:12]}", found=found[:12])
+        faults.raise_if_any("Copy it again, or export it again.")
+        return total
+
+    def _inside(self, name: str, faults: Faults) -> Path | None:
+        pure = PurePosixPath(name)
+        path = self.folder / pure
+        if pure.is_absolute() or ".." in pure.parts or "\\" in name or os.path.islink(path):
+            faults.add(f"{name}: points outside the bundle")
+        elif not path.is_file():
+            faults.add(f"{name}: is missing")
+        else:
+            return path
+        return None
+
+
+def read_bundle(folder: Path) -> Bundle:
+    """Read a bundle's manifest; what the files hold is checked by `check_files`."""
+    folder = Path(folder)
+    if not (folder / MANIFEST).is_file():
+        raise UsageError(f"{folder}: is no bundle (no {MANIFEST})." if folder.is_dir()
+                         else f"{folder}: there is no such bundle.")
+    manifest = read_json(folder / MANIFEST)
+    if manifest.get("format") != FORMAT:
+        raise EdgeftError(f"{folder}: bundle format declared {manifest.get('format')!r}, this edgeft reads {FORMAT}.")
+    faults = Faults(f"{folder / MANIFEST}: is not a bundle's manifest")
+    for key, kind in REQUIRED.items():
+        if not isinstance(manifest.get(key), kind):
+            faults.add(f"{key}: must be {kind.__name__}, found {type(manifest.get(key)).__name__}")
+    for name, entry in manifest.get("adapters", {}).items() if not faults.lines else []:
+        if not isinstance(entry, dict) or entry.get("file") not in manifest["files"]:
+            faults.add(f"adapters.{name}: its file is not in the list of files")
+    faults.raise_if_any("Export it again.")
+    return Bundle(folder, manifest)
+
+
+def describe_file(path: Path) -> dict[str, Any]:
+    """Size and digest of a file, as the manifest holds them."""
+    return {"size": path.stat().st_size, "sha256": sha256(path)}
+
+
+def check_name(name: str) -> str:
+    """An adapter's name must be usable as a file name and on the command line."""
+    if not NAME.fullmatch(name) or name == "none":
+        raise UsageError(f"adapter name {name!r}: use letters, digits, '.', '_' and '-' (at most 64), not 'none'.")
+    return name
+
+
+def remove_adapter(folder: Path, name: str) -> None:
+    """Take an adapter out: first out of the manifest, then off the disk."""
+    bundle = read_bundle(folder)
+    path = bundle.adapter_file(name)
+    manifest = dict(bundle.manifest)
+    file = bundle.adapters[name]
+    manifest["adapters"] = {key: entry for key, entry in manifest["adapters"].items() if key != name}
+    manifest["files"] = {key: entry for key, entry in manifest["files"].items() if key != file}
+    if manifest.get("default_adapter") == name:
+        manifest["default_adapter"] = None
+    with disk_errors(folder):
+        write_json(bundle.folder / MANIFEST, manifest)
+        path.unlink(missing_ok=True)

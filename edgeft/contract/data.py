@@ -1,0 +1,221 @@
+"""Training and evaluation data: JSON lines in, token ids with a loss mask out.
+
+One implementation for the trainer and the runner, so that what a model was trained on is what it is asked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from .errors import EdgeftError, Faults, UsageError
+
+Record = dict[str, Any]
+Segment = tuple[str, bool]  # text, whether it carries loss
+Render = Callable[[list[dict[str, str]], bool], str]  # messages, add_generation_prompt -> text
+
+
+class Encoding(Protocol):
+    """What `tokenizers.Tokenizer.encode` returns."""
+
+    @property
+    def ids(self) -> list[int]: ...
+
+
+class Tokenizer(Protocol):
+    """The part of `tokenizers.Tokenizer` that is needed here."""
+
+    def encode(self, sequence: str, *, add_special_tokens: bool = True) -> Encoding: ...
+
+
+@dataclass(frozen=True)
+class PromptFormat:
+    """How a prompt becomes the text that the model sees; a run records it and the runner applies it.
+
+    raw: as it is; pair: prompt + separator; chat: the chat template around one user message.
+    """
+
+    kind: Literal["raw", "pair", "chat"] = "raw"
+    separator: str = ""
+
+    def apply(self, prompt: str, render: Render | None) -> str:
+        """The text to feed for `prompt`."""
+        if self.kind == "chat":
+            if render is None:
+                raise EdgeftError("This adapter was trained on chats, and there is no chat template.")
+            return render([{"role": "user", "content": prompt}], True)
+        return prompt + self.separator
+
+    def to_json(self) -> dict[str, str]:
+        """As it is stored in edgeft.json and in bundles."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any] | None) -> PromptFormat:
+        """Read back what `to_json` wrote; raw where nothing is recorded."""
+        kind, separator = (value or {}).get("kind", "raw"), (value or {}).get("separator", "")
+        if kind not in ("raw", "pair", "chat") or not isinstance(separator, str):
+            raise EdgeftError(f"prompt format {value!r} is not one of raw, pair, chat")
+        return cls(kind, separator)
+
+
+@dataclass(frozen=True)
+class Example:
+    """Token ids and which of them carry loss (`mask[i]` belongs to predicting `ids[i]`)."""
+
+    ids: list[int]
+    mask: list[bool]
+
+    @property
+    def prompt(self) -> list[int]:
+        """The ids before the first that carries loss."""
+        return self.ids[: self.mask.index(True)] if True in self.mask else self.ids
+
+
+def read_records(path: Path) -> list[Record]:
+    """Read and check every line; EdgeftError names file, line number and reason of each broken one."""
+    path = Path(path)
+    faults = Faults(f"{path}: has lines that cannot be used")
+    records: list[Record] = []
+    kinds: dict[str, int] = {}
+    try:
+        with path.open("rb") as stream:
+            for number, line in enumerate(stream, 1):
+                if not line.strip():
+                    continue
+                try:
+                    record = json.loads(line)
+                    kinds.setdefault(kind_of(record), number)
+                    records.append(record)
+                except (ValueError, RecursionError) as error:
+                    faults.add(f"line {number}: {_reason(error)}")
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror}). --data takes a file of JSON lines.") from None
+    if len(kinds) > 1 and not faults.lines:
+        faults.add("lines of different kinds: " + ", ".join(f"{kind} (line {line})" for kind, line in kinds.items()))
+    faults.raise_if_any('A line is {"prompt": ..., "completion": ...}, {"messages": [...]}, {"text": ...} or '
+                        '{"text": ..., "label": ...}; one kind per file.')
+    if not records:
+        raise EdgeftError(f"{path}: holds no lines.")
+    return records
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return f"is not JSON ({error.msg} at column {error.colno})"
+    return str(error)
+
+
+def kind_of(record: Any) -> str:
+    """pair, chat, label or text; ValueError with the reason for anything else."""
+    if not isinstance(record, dict):
+        raise ValueError(f"must be a JSON object, found {type(record).__name__}")
+    if "messages" in record:
+        _check_messages(record["messages"])
+        return "chat"
+    fields = [name for name in ("prompt", "completion", "text", "label") if name in record]
+    if "text" in fields and "prompt" not in fields:
+        wanted, kind = (["text", "label"], "label") if "label" in fields else (["text"], "text")
+    else:
+        wanted, kind = ["prompt", "completion"], "pair"
+    for name in wanted:
+        if name not in record:
+            raise ValueError(f"has {', '.join(map(repr, record)) or 'no keys'} but no {name!r}")
+        if not isinstance(record[name], str):
+            raise ValueError(f"{name!r} must be a string, found {type(record[name]).__name__}")
+    if kind in ("pair", "text") and not record[wanted[-1]].strip():
+        raise ValueError(f"{wanted[-1]!r} is empty: there is nothing to learn from it")
+    return kind
+
+
+def _check_messages(messages: Any) -> None:
+    if not isinstance(messages, list) or not messages:
+        raise ValueError("'messages' must be a list with at least one message")
+    for message in messages:
+        if not isinstance(message, dict) or not isinstance(message.get("content"), str) \
+                or message.get("role") not in ("system", "user", "assistant"):
+            raise ValueError("each message needs a 'role' (system, user or assistant) and a 'content' string")
+    if not any(message["role"] == "assistant" for message in messages):
+        raise ValueError("'messages' has no assistant turn: there is nothing to learn from it")
+
+
+def segments(record: Record, separator: str, render: Render | None) -> list[Segment]:
+    """The parts of one line in order, each with whether it carries loss."""
+    kind = kind_of(record)
+    if kind in ("text", "label"):
+        return [(record["text"], True)]
+    if kind == "pair":
+        return [(record["prompt"] + separator, False), (record["completion"], True)]
+    if render is None:
+        raise EdgeftError("Lines with 'messages' need a chat template, and this base has none. Put a "
+                          "chat_template.jinja into its folder, or write the lines as prompt and completion.")
+    return _chat_segments(record["messages"], render)
+
+
+def _chat_segments(messages: list[dict[str, str]], render: Render) -> list[Segment]:
+    parts: list[Segment] = []
+    done = ""
+    for index, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        for text, learn in ((render(messages[:index], True), False), (render(messages[: index + 1], False), True)):
+            if not text.startswith(done):
+                raise EdgeftError("This chat template rewrites earlier turns when a later one is added, so the "
+                                  "tokens that carry loss cannot be told apart. Write one line per turn.")
+            parts.append((text[len(done):], learn))
+            done = text
+    return parts
+
+
+def encode(tokenizer: Tokenizer, parts: Sequence[Segment], eos: int | None) -> Example:
+    """Tokenize segments so that the prompt's ids are exactly what the runner will feed.
+
+    The text before a boundary is always tokenized by itself: where a merge would cross the boundary, the rest
+    is tokenized apart instead. `eos` ends a line whose last segment carries loss.
+    """
+    ids: list[int] = []
+    mask: list[bool] = []
+    done = ""
+    for text, learn in parts:
+        whole = tokenizer.encode(done + text, add_special_tokens=True).ids
+        fresh = whole[len(ids):] if whole[: len(ids)] == ids \
+            else tokenizer.encode(text, add_special_tokens=False).ids
+        ids += fresh
+        mask += [learn] * len(fresh)
+        done += text
+    if eos is not None and mask and mask[-1] and ids[-1] != eos:
+        ids.append(eos)
+        mask.append(True)
+    if mask and mask[0]:  # nothing predicts the first token
+        mask[0] = False
+    return Example(ids, mask)
+
+
+def windows(example: Example, length: int) -> Iterator[Example]:
+    """Cut an example that is longer than `length` tokens; every token that carries loss stays in one window."""
+    if len(example.ids) <= length:
+        yield example
+        return
+    for start in range(0, len(example.ids) - 1, length - 1):
+        ids, mask = example.ids[start : start + length], example.mask[start : start + length]
+        mask = [False, *mask[1:]]
+        if any(mask):
+            yield Example(ids, mask)
+
+
+def task_names(paths: Sequence[Path]) -> list[str]:
+    """A short name per file, with as much of its folder as makes them differ."""
+    for depth in range(1, 1 + max(len(path.resolve().parts) for path in paths)):
+        names = ["/".join(path.resolve().with_suffix("").parts[-depth:]) for path in paths]
+        if len(set(names)) == len(names):
+            return names
+    raise UsageError(f"--data names one file twice: {', '.join(map(str, paths))}. Give it a weight instead.")
+
+
+def record_digest(record: Record) -> str:
+    """A digest of one line's content, the same for equal lines."""
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,140 @@
+"""Writing so that the old or the new is there, never something between: stage, fsync, rename."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from .errors import EdgeftError, UsageError
+
+
+def refuse_existing(path: Path) -> None:
+    """Raise if something is at `path` already: nothing of the user's is ever overwritten."""
+    if path.exists() or path.is_symlink():
+        raise UsageError(f"{path}: already exists. Choose another name, or remove it first.")
+
+
+@contextmanager
+def staged(final: Path, *, replace: bool = False) -> Iterator[Path]:
+    """Yield a folder beside `final` that takes its name when the block ends well and vanishes otherwise.
+
+    With `replace`, an older `final` makes way at the very end.
+    """
+    final = Path(final)
+    if not replace:
+        refuse_existing(final)
+    with scratch(final) as stage, disk_errors(final):
+        yield stage
+        sync_tree(stage)
+        if replace and final.exists():
+            old = final.parent / f".{final.name}.old-{os.getpid()}"
+            final.rename(old)
+            stage.rename(final)
+            shutil.rmtree(old)
+        else:
+            stage.rename(final)
+        sync_folder(final.parent)
+
+
+@contextmanager
+def scratch(final: Path) -> Iterator[Path]:
+    """Yield an empty folder beside `final`, gone afterwards; one that a killed process left is swept first."""
+    final = Path(final)
+    with disk_errors(final):
+        final.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(final)
+        folder = final.parent / f".{final.name}.partial-{os.getpid()}"
+        folder.mkdir()
+    try:
+        with disk_errors(final):
+            yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def disk_errors(target: Path) -> Iterator[None]:
+    """Turn a full disk or a lost permission into one clear message about `target`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+            raise
+        raise EdgeftError(f"{target}: cannot be written ({error.strerror}). Nothing was left behind; "
+                          "make room or choose another place, then run it again.") from None
+
+
+def _sweep(final: Path) -> None:
+    """Remove stages that a killed process left for this name."""
+    for path in final.parent.glob(f".{final.name}.*-*"):
+        process = re.fullmatch(re.escape(f".{final.name}.") + r"(partial|old)-(\d+)", path.name)
+        if not process or Path(f"/proc/{process[2]}").exists():
+            continue
+        if process[1] == "old" and not final.exists():
+            path.rename(final)  # killed between the two renames: the old one is still the good one
+        else:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def sync_tree(folder: Path) -> None:
+    """Flush every file and folder below `folder` to the disk."""
+    for root, _, names in os.walk(folder):
+        for name in names:
+            with open(os.path.join(root, name), "rb") as stream:
+                os.fsync(stream.fileno())
+        sync_folder(Path(root))
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush a folder's entries, so that a rename in it survives a power cut."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON for people: indented, atomic, flushed."""
+    path = Path(path)
+    stage = path.with_name(f".{path.name}.partial")
+    with disk_errors(path):
+        try:
+            with stage.open("w", encoding="utf-8") as stream:
+                json.dump(value, stream, indent=2, ensure_ascii=False)
+                stream.write("\n")
+                stream.flush()
+                os.fsync(stream.fileno())
+            stage.replace(path)
+        except BaseException:
+            stage.unlink(missing_ok=True)
+            raise
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object; EdgeftError says what is wrong with it."""
+    try:
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise EdgeftError(f"{path}: cannot be read ({error.strerror})") from None
+    except (ValueError, RecursionError) as error:
+        raise EdgeftError(f"{path}: is not JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise EdgeftError(f"{path}: must hold a JSON object, found {type(value).__name__}")
+    return value
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file, in hex."""
+    with Path(path).open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,76 @@
+"""What a method lowers to: the few plain things that a graph can take at run time."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+if TYPE_CHECKING:  # numpy costs 100 ms, and `edgeft --help` imports every plugin
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Array: TypeAlias = NDArray[np.floating[Any]]
+    Tensors: TypeAlias = dict[str, Array]
+else:
+    Array = Any
+    Tensors = dict
+
+
+@dataclass
+class Lowered:
+    """One adapter as slots, module names as in the base's Hugging Face weights, float32.
+
+    lowrank: module -> (A [in, r], B [r, out]), scaling folded into B: `y = base(x) + (x A) B`
+    scale:   module -> s [out]: `y = y * s`
+    prefix:  layer -> (k, v), each [kv_heads, n, head_dim], keys as the cache holds them
+    """
+
+    lowrank: dict[str, tuple[Array, Array]] = field(default_factory=dict)
+    scale: dict[str, Array] = field(default_factory=dict)
+    prefix: dict[int, tuple[Array, Array]] = field(default_factory=dict)
+
+    @property
+    def kinds(self) -> list[str]:
+        """The slot kinds in use, e.g. ["lowrank"]."""
+        return [kind for kind in ("lowrank", "scale", "prefix") if getattr(self, kind)]
+
+    @property
+    def modules(self) -> set[str]:
+        """Names of the modules that a slot acts on."""
+        return set(self.lowrank) | set(self.scale)
+
+    @property
+    def rank(self) -> int:
+        """The largest rank of any module; 0 without `lowrank`."""
+        return max((a.shape[1] for a, _ in self.lowrank.values()), default=0)
+
+
+class BaseView(ABC):
+    """What a method may ask about the base that it is lowered for; the exporter implements it."""
+
+    @property
+    @abstractmethod
+    def config(self) -> Mapping[str, Any]:
+        """The base's config.json."""
+
+    @abstractmethod
+    def names(self) -> Collection[str]:
+        """Names of the base's tensors, Hugging Face style."""
+
+    @abstractmethod
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of one base tensor, without reading it."""
+
+    @abstractmethod
+    def tensor(self, name: str) -> Array:
+        """One base tensor as float32."""
+
+    @abstractmethod
+    def linears(self) -> Mapping[str, tuple[int, int]]:
+        """Linear layers that can take a slot: module -> (in, out)."""
+
+    @abstractmethod
+    def keys_values(self, embeddings: Array) -> dict[int, tuple[Array, Array]]:
+        """Run the base over input embeddings [n, hidden]; layer -> (k, v) [kv_heads, n, head_dim]."""

@@ -1,0 +1,131 @@
+"""The base graph without its weights: mobius builds it from the config where it can, a trace of the model otherwise.
+
+Either way each initializer of the graph is a view of one Hugging Face tensor, so that weights can be streamed in,
+merged or quantized, and slots find their module by name.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx_ir as ir
+
+from edgeft.contract.errors import EdgeftError
+from edgeft.contract.slots import Array
+
+from .weights import Source
+
+if TYPE_CHECKING:
+    import transformers
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where an initializer's numbers come from: a strided view of one Hugging Face tensor."""
+
+    name: str
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]  # in elements
+    offset: int
+
+    def read(self, source: Source) -> Array:
+        """The numbers, float32."""
+        flat = np.ascontiguousarray(source[self.name]).reshape(-1)[self.offset :]
+        return np.lib.stride_tricks.as_strided(flat, self.shape, [4 * step for step in self.strides], writeable=False)
+
+
+@dataclass
+class BaseGraph:
+    """A decoder's graph with the contract's inputs and outputs, and where each weight comes from."""
+
+    model: ir.Model
+    origins: dict[str, Origin]
+    builder: str  # "mobius" | "transformers"
+    cache: str  # "shared" | "growing"
+    padding: str = "anywhere"  # where rows of a batch may be padded in a growing cache
+
+
+def build_graph(config: transformers.PretrainedConfig, model: transformers.PreTrainedModel, source: Source,
+                context: int) -> BaseGraph:
+    """The base graph of a config; `model` is traced only where mobius does not know the architecture."""
+    import mobius
+
+    if config.model_type in mobius.registry:
+        graph = _from_mobius(config, source)
+    else:
+        graph = _from_trace(model, source)
+    _cut_rotary_tables(graph.model, context)
+    return graph
+
+
+def _from_mobius(config: transformers.PretrainedConfig, source: Source) -> BaseGraph:
+    import mobius
+    import torch
+
+    logging.getLogger("mobius").setLevel(logging.ERROR)
+    with tempfile.TemporaryDirectory() as folder:
+        values = config.to_dict()
+        values["tie_word_embeddings"] = bool(source.tied)  # a merge may have torn a tied head off
+        values.pop("quantization_config", None)
+        Path(folder, "config.json").write_text(json.dumps(values))
+        package = mobius.build(folder, task="text-generation", dtype="f32", load_weights=False,
+                               execution_provider="cpu")
+    if "model" not in package:
+        raise EdgeftError(f"{config.model_type}: mobius makes it of several graphs ({', '.join(package)}); only "
+                          "decoders of one graph can be exported.")
+    model = package["model"]
+    tensors = {name: torch.empty(source.shape(name), device="meta") for name in source}
+    module = mobius.registry.get(config.model_type)(package.config)
+    mapped = module.preprocess_weights(dict(tensors))
+    if set(model.graph.initializers) >= {"lm_head.weight"} and "lm_head.weight" not in mapped and source.tied:
+        mapped["lm_head.weight"] = mapped[next(iter(source.tied.values()))]
+    origins = {name: _origin(tensor, tensors) for name, tensor in mapped.items() if name in model.graph.initializers}
+    missing = [name for name, value in model.graph.initializers.items() if value.const_value is None
+               and origins.get(name) is None]
+    if missing:
+        raise EdgeftError(f"{config.model_type}: mobius' graph has weights that are no part of the base's: "
+                          f"{', '.join(missing[:5])}")
+    attention = any(node.op_type == "GroupQueryAttention" for node in model.graph)
+    return BaseGraph(model, {name: origin for name, origin in origins.items() if origin}, "mobius",
+                     "shared" if attention else "growing")
+
+
+def _origin(tensor: Any, tensors: dict[str, Any]) -> Origin | None:
+    """Recognise a view of a base tensor by torch's own account of it; None for a computed one."""
+    for name, whole in tensors.items():
+        if tensor is whole or tensor._base is whole:
+            return Origin(name, tuple(tensor.shape), tuple(tensor.stride()), tensor.storage_offset())
+    return None
+
+
+def _from_trace(model: transformers.PreTrainedModel, source: Source) -> BaseGraph:
+    from .trace import PADDING, CannotTrace, trace
+
+    try:
+        traced = trace(model)
+    except CannotTrace as error:
+        raise EdgeftError(f"This architecture cannot become a graph: {error}") from None
+    origins: dict[str, Origin] = {}
+    for name, value in traced.graph.initializers.items():
+        if name in set(source):
+            shape = tuple(int(size) for size in value.shape or ())
+            strides = tuple(int(np.prod(shape[index + 1 :])) for index in range(len(shape)))
+            origins[name] = Origin(name, shape, strides, 0)
+            value.const_value = None
+    return BaseGraph(traced, origins, "transformers", "growing", traced.graph.metadata_props.get(PADDING, "nowhere"))
+
+
+def _cut_rotary_tables(model: ir.Model, context: int) -> None:
+    """Keep only the positions that the device's context can reach: for a 128k model that is most of a table."""
+    for name, value in model.graph.initializers.items():
+        if name.endswith(("cos_cache", "sin_cache")) and value.const_value is not None:
+            table = value.const_value.numpy()
+            if len(table) > context:
+                value.const_value = ir.tensor(np.ascontiguousarray(table[:context]), name=name)
+                value.shape = ir.Shape(table[:context].shape)

@@ -1,0 +1,44 @@
+"""An export's manifest in a few lines for a person."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+
+def describe(manifest: dict[str, Any], out: Path) -> str:
+    """What was written, how large, how equal to torch."""
+    total = sum(entry["size"] for entry in manifest["files"].values())
+    lines = [f"wrote {out} for {manifest['device']['name']}: {manifest['quant']['kind']}, {total / 2**20:.1f} MiB in "
+             f"{len(manifest['files']) + 1} files, graph by {manifest['graph']['builder']}"]
+    lines += describe_parity("model" if not manifest["adapters"] else "base", manifest["parity"]["base"],
+                             manifest["parity"]["against"])
+    for name, report in manifest["parity"]["adapters"].items():
+        size = manifest["files"][manifest["adapters"][name]["file"]]["size"]
+        lines += describe_parity(f"adapter {name} ({size / 2**20:.2f} MiB)", report, manifest["parity"]["against"])
+    memory = manifest["memory"]
+    lines.append(f"  memory: {memory['predicted_peak_mib']:,.0f} MiB predicted at {manifest['context']} tokens, "
+                 f"{memory['verified_peak_mib']:,.0f} MiB at the peak of verification; "
+                 f"the device gives it {manifest['device']['limits']['budget_mib']:,} MiB")
+    return "\n".join(lines)
+
+
+def describe_parity(subject: str, report: dict[str, Any], against: str) -> list[str]:
+    """One subject's parity, and what the grid cost it."""
+    proof = report.get("exact_activations", report)
+    lines = [f"  {subject}: equals {against}: largest logit difference {proof['largest_logit_difference']:.1e}, "
+             f"greedy answers equal {proof['greedy_equal']}/{proof['prompts']}"]
+    if "exact_activations" in report:
+        lines.append(f"    with activations rounded to int8 as on the device: tokens agree {report['agreement']:.1%}, "
+                     f"KL {report['kl']:.4f} nats")
+    if "against_float" in report:
+        lines.append(f"    against torch in float: tokens agree {report['against_float']['agreement']:.1%}, "
+                     f"KL {report['against_float']['kl']:.4f} nats")
+    if "effect" in report:
+        lines.append(f"    it changes logits by up to {report['effect']:.2f}, in torch by {report['effect_in_torch']:.2f}")
+    return lines
+
+
+def describe_adapter(name: str, report: dict[str, Any]) -> str:
+    """The parity of an adapter that was added."""
+    return "\n".join([f"added {name}", *describe_parity(f"adapter {name}", report, "torch")])

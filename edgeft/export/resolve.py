@@ -1,0 +1,93 @@
+"""What an export is about: everything that can be refused is refused here, before any work is done."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgeft.contract.artifact import Artifact, read_artifact
+from edgeft.contract.bundle import check_name
+from edgeft.contract.device import Device
+from edgeft.contract.errors import Faults, UsageError
+
+from .adapters import Learned, check_modules, understand
+from .assemble import Quant
+from .base import Base, open_base
+
+if TYPE_CHECKING:
+    from edgeft.plugins import Host
+
+
+@dataclass
+class Job:
+    """One export, its inputs resolved."""
+
+    base: Base
+    learned: Learned | None
+    artifact: Artifact
+    device: Device
+    quant: Quant
+    merge: bool
+    name: str  # of the adapter beside the base; empty if there is none
+    fingerprint: str  # of the base that the bundle holds
+    context: int
+
+    @property
+    def beside(self) -> bool:
+        """Whether an adapter stands beside the base."""
+        return self.learned is not None and not self.merge
+
+    @property
+    def takes_adapters(self) -> bool:
+        """Whether the graph gets slots: a base with a change merged in is no base for other adapters."""
+        return not self.merge and "lowrank" in self.device.graph.slots
+
+
+def resolve(source: Path, device: Device, host: Host, *, merge: bool = False, base: str | None = None,
+             quant: str | None = None, name: str | None = None) -> Job:
+    """Everything that can be refused before any work is done."""
+    artifact = read_artifact(source)
+    kind = quant or device.graph.quant
+    if kind not in device.quants():
+        raise UsageError(f"--quant {kind}: {device.name} does not compute in it. It runs "
+                         f"{', '.join(device.quants())}.")
+    learned = None if artifact.kind == "model" else understand(artifact, host)
+    opened = open_base(_base_name(artifact, base))
+    if artifact.kind != "model" and artifact.base_fingerprint not in ("", opened.fingerprint):
+        faults = Faults(f"{source}: was not trained on {opened.name}")
+        faults.add("base fingerprint", declared=artifact.base_fingerprint[:12], found=opened.fingerprint[:12])
+        faults.raise_if_any("Name its own base with --base; if that was changed since, train again.")
+    if learned is not None:
+        shapes = {name.rpartition(".")[0]: () for name in opened.tied}
+        check_modules(learned, list(opened.weights), shapes)
+    chosen = check_name(name or _default_name(source)) if learned is not None and not merge else ""
+    if learned is not None and not merge and "lowrank" not in device.graph.slots:
+        raise UsageError(f"{device.name}: its graphs take no adapters beside the base. Export with --merge.")
+    fingerprint = opened.fingerprint
+    if learned is not None and merge:
+        fingerprint = hashlib.sha256((fingerprint + _digest(learned)).encode()).hexdigest()
+    return Job(opened, learned, artifact, device, Quant(kind, device.graph.block), merge, chosen, fingerprint,
+               min(device.graph.context, opened.context))
+
+
+def _base_name(artifact: Artifact, base: str | None) -> str:
+    if artifact.kind == "model":
+        if base:
+            raise UsageError(f"{artifact.folder}: is a model of its own; --base is for adapters.")
+        return str(artifact.folder)
+    if not (base or artifact.base):
+        raise UsageError(f"{artifact.folder}: does not say which base it belongs to. Name it with --base.")
+    return base or artifact.base
+
+
+def _default_name(source: Path) -> str:
+    return source.resolve().name.replace(" ", "-")
+
+
+def _digest(learned: Learned) -> str:
+    digest = hashlib.sha256(learned.method.name.encode())
+    for name, array in sorted(learned.tensors.items()):
+        digest.update(name.encode() + array.tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,76 @@
+"""Base weights as the exporter reads them: streamed from the folder, with a merged method folded in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from edgeft.contract.slots import Array, BaseView
+from edgeft.contract.tensors import Weights
+
+Merge = Callable[[str, Array], Array]
+
+
+class Source(Mapping[str, Array]):
+    """Tensors under their Hugging Face names, float32, merged as they are read; none is kept.
+
+    `tied` maps a head's tensor name to the embedding's that it shares, for bases that store it once.
+    """
+
+    def __init__(self, weights: Weights, tied: Mapping[str, str], merge: Merge | None = None) -> None:
+        self._weights, self._merge = weights, merge
+        self.tied = {name: source for name, source in tied.items() if name not in weights and source in weights}
+        if merge:  # an adapter on one of the two only tears them apart
+            self.tied = {name: source for name, source in self.tied.items() if self._still_tied(name, source)}
+            torn = set(tied) - set(self.tied) - set(weights)
+        else:
+            torn = set()
+        self._torn = {name: tied[name] for name in torn if tied[name] in weights}
+
+    def _still_tied(self, name: str, source: str) -> bool:
+        assert self._merge is not None
+        stored = self._weights[source]
+        return np.array_equal(self._merge(name, stored), self._merge(source, stored))
+
+    def __iter__(self) -> Iterator[str]:
+        yield from self._weights
+        yield from self._torn
+
+    def __len__(self) -> int:
+        return len(self._weights) + len(self._torn)
+
+    def __getitem__(self, name: str) -> Array:
+        stored = np.asarray(self._weights[self._torn.get(name, name)], np.float32)
+        return self._merge(name, stored) if self._merge else stored
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of one tensor, without reading it."""
+        return self._weights.shape(self._torn.get(name, name))
+
+
+class GraphBase(BaseView):
+    """What a method may ask about the base, answered from its folder and from where slots can go."""
+
+    def __init__(self, config: Mapping[str, Any], source: Source, linears: Mapping[str, tuple[int, int]]) -> None:
+        self._config, self._source, self._linears = config, source, linears
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        return self._config
+
+    def names(self) -> Collection[str]:
+        return list(self._source)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._source.shape(name)
+
+    def tensor(self, name: str) -> Array:
+        return self._source[name]
+
+    def linears(self) -> Mapping[str, tuple[int, int]]:
+        return self._linears
+
+    def keys_values(self, embeddings: Array) -> dict[int, tuple[Array, Array]]:
+        raise NotImplementedError("prefix slots are not in this version's graphs")

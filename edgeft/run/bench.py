@@ -1,0 +1,61 @@
+"""Prefill and decode speed, and peak memory, of a bundle on this machine."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgeft.contract.errors import UsageError
+
+from .model import Model, peak_mib
+
+
+def bench(bundle: Path, adapters: Mapping[str, float] | None, *, prompt_tokens: int = 128, new_tokens: int = 128,
+          repeats: int = 3, threads: int | None = None) -> dict[str, Any]:
+    """Medians over `repeats` runs after one warm-up; speeds in tokens per second, memory in MiB.
+
+    Tokens are arbitrary and an end-of-sequence token does not stop the run: every run does the same work.
+    """
+    start = time.perf_counter()
+    model = Model(bundle, threads=threads)
+    load_seconds = time.perf_counter() - start
+    if prompt_tokens + new_tokens > model.context:
+        raise UsageError(f"--prompt-tokens {prompt_tokens} and --new-tokens {new_tokens} are more than the bundle's "
+                         f"context of {model.context}.")
+    used = model.adapters_for(adapters)
+    ids = [3 + index % (model.session.vocabulary - 3) for index in range(prompt_tokens)]
+    runs = [_run(model, ids, new_tokens, used) for _ in range(repeats + 1)][1:]
+    prefill, decode = (statistics.median(run[part] for run in runs) for part in (0, 1))
+    return {"prefill": round(prompt_tokens / prefill, 2), "decode": round(new_tokens / decode, 2),
+            "first_token_ms": round(1000 * prefill, 2), "load_ms": round(1000 * load_seconds, 1),
+            "peak_mib": round(peak_mib(), 1), "adapter": "+".join(used) or None, "adapters": used,
+            "threads": model.session.threads, "prompt_tokens": prompt_tokens, "new_tokens": new_tokens,
+            "repeats": repeats, "quant": model.bundle.manifest["quant"]["kind"]}
+
+
+def _run(model: Model, ids: list[int], new: int, adapters: Mapping[str, float]) -> tuple[float, float]:
+    """Seconds for the prefill and for `new` decode steps."""
+    cache = model.session.cache(1, len(ids) + new)
+    cache.bind_slots(model.shelf.bind([adapters]))
+    start = time.perf_counter()
+    token = int(cache.prefill([ids])[0].argmax())
+    middle = time.perf_counter()
+    for _ in range(new):
+        token = int(cache.forward(np.asarray([[token]]), [1])[0, 0].argmax())
+    return middle - start, time.perf_counter() - middle
+
+
+def describe(result: dict[str, Any]) -> str:
+    """The result for a person."""
+    return "\n".join([
+        f"prefill  {result['prefill']:>10,.1f} tokens/s   ({result['prompt_tokens']} tokens)",
+        f"decode   {result['decode']:>10,.1f} tokens/s   ({result['new_tokens']} tokens)",
+        f"memory   {result['peak_mib']:>10,.1f} MiB at the peak",
+        f"load     {result['load_ms']:>10,.1f} ms",
+        f"adapter {result['adapter'] or 'none'}, {result['threads']} threads, {result['quant']}, median of "
+        f"{result['repeats']}"])

@@ -1,0 +1,40 @@
+"""Check a bundle where it stands: every digest, every adapter's fit, and the answers recorded at export."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from edgeft.contract.bundle import read_bundle
+from edgeft.contract.errors import EdgeftError
+
+from .model import Model
+from .probe import answer
+
+LEAST = {"fp32": 1.0, "fp16": 0.9}  # share of recorded tokens that must come again; integer grids: see below
+LEAST_ON_GRID = 0.5  # other processors round int8 activations differently, and one flip changes all that follows
+
+
+def verify(folder: Path) -> dict[str, Any]:
+    """Digests, bounds, and a replay of the recorded answers; EdgeftError says all that is wrong."""
+    bundle = read_bundle(folder)
+    size = bundle.check_files(whole=True)
+    model = Model(folder)
+    for name in bundle.adapters:
+        model.load_adapter(name)
+    equal = total = 0
+    replay = [item for item in bundle.manifest["parity"].get("replay", []) if set(item["adapters"]) <= set(bundle.adapters)]
+    for item in replay:
+        found = answer(model, item["ids"], [], len(item["tokens"]), item["adapters"])["tokens"].tolist()
+        equal += sum(left == right for left, right in zip(found, item["tokens"], strict=False))
+        total += len(item["tokens"])
+    agreement = equal / total if total else 1.0
+    kind = bundle.manifest["quant"]["kind"]
+    least = LEAST.get(kind, LEAST_ON_GRID)
+    if agreement < least:
+        raise EdgeftError(f"{folder}: answers differ on this machine: {agreement:.0%} of the recorded tokens come "
+                          f"again, at least {least:.0%} must. Its files are as exported, so the cause is this "
+                          "machine's onnxruntime; please report it.")
+    return {"files": len(bundle.manifest["files"]), "bytes": size, "adapters": sorted(bundle.adapters),
+            "replayed": len(replay), "agreement": agreement, "parity": {
+                key: value for key, value in bundle.manifest["parity"].items() if key != "replay"}}

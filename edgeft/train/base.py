@@ -1,0 +1,88 @@
+"""Load a base for training: a pretrained folder, or only a config to start from at random."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.utils import logging as hf_logging
+
+from edgeft.contract.base import find_base
+from edgeft.contract.chat import chat_renderer
+from edgeft.contract.data import Render
+from edgeft.contract.errors import EdgeftError, UsageError
+from edgeft.contract.tensors import Weights, has_weights
+
+
+@dataclass
+class Base:
+    """A base in memory, with what identifies it."""
+
+    id: str
+    folder: Path
+    fingerprint: str  # empty when the weights are new
+    model: PreTrainedModel
+    tokenizer: Tokenizer
+    hf_tokenizer: Any
+    render: Render | None
+    eos: int | None
+    context: int
+
+    @property
+    def hidden_size(self) -> int:
+        return int(self.model.config.get_text_config().hidden_size)
+
+
+def quiet() -> None:
+    """Keep transformers' own progress bars and advice off the user's screen."""
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
+
+
+def load_base(name: str, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> Base:
+    """Load model and tokenizer; with a config alone, make the model with random weights of this seed."""
+    quiet()
+    folder = find_base(name)
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    if getattr(config, "is_encoder_decoder", False):
+        raise UsageError(f"base {name!r}: {config.model_type} is an encoder-decoder; only decoders are trained.")
+    fingerprint = ""
+    try:
+        if has_weights(folder):
+            fingerprint = Weights(folder).fingerprint()
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
+        else:
+            torch.manual_seed(seed)
+            model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    except (ValueError, KeyError, RuntimeError) as error:
+        raise EdgeftError(f"base {name!r}: transformers cannot load it ({str(error).splitlines()[0]})") from None
+    tokenizer = load_tokenizer(folder)
+    return Base(
+        id=name if name == "starter" or not Path(name).exists() else str(folder.resolve()),
+        folder=folder, fingerprint=fingerprint, model=model, hf_tokenizer=tokenizer,
+        tokenizer=tokenizer.backend_tokenizer, render=renderer(tokenizer), eos=tokenizer.eos_token_id,
+        context=int(getattr(config.get_text_config(), "max_position_embeddings", 0) or 2048))
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The folder's fast tokenizer; EdgeftError if it has none."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:
+        raise EdgeftError(f"{folder}: has no tokenizer that transformers can load "
+                          f"({str(error).splitlines()[0]})") from None
+    if not getattr(tokenizer, "is_fast", False):
+        raise EdgeftError(f"{folder}: has only a slow tokenizer; a tokenizer.json is needed.")
+    return tokenizer
+
+
+def renderer(tokenizer: Any) -> Render | None:
+    """The tokenizer's chat template in the same sandbox that the runner uses."""
+    if not isinstance(getattr(tokenizer, "chat_template", None), str):
+        return None
+    return chat_renderer(tokenizer.chat_template,
+                         {name: str(value) for name, value in tokenizer.special_tokens_map.items()})

@@ -1,0 +1,72 @@
+"""Loss of a run, a PEFT folder or a model folder, in torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from peft import PeftModel
+
+from edgeft.contract.artifact import read_artifact
+from edgeft.contract.base import find_base
+from edgeft.contract.data import kind_of, read_records
+from edgeft.contract.errors import EdgeftError, UsageError
+from edgeft.options import resolve
+
+from .base import Base, load_base
+from .mixture import tokenize
+from .objective import Objective, mean_loss
+
+if TYPE_CHECKING:
+    from edgeft.plugins import Host
+
+TOKENS_PER_PASS = 8192
+
+
+def evaluate_run(folder: Path, data: Path, probe: Path | None, base_name: str | None, host: Host) -> dict[str, Any]:
+    """Nats per completion token; with a probe also `forgetting`: tuned minus base, in nats per token."""
+    artifact = read_artifact(folder)
+    name = base_name or artifact.base
+    if artifact.kind != "model" and not name:
+        raise UsageError(f"{folder}: does not say which base it belongs to. Name it with --base.")
+    records = read_records(data)
+    probe_records = read_records(probe) if probe else None
+    tuned = load_base(str(folder) if artifact.kind == "model" else name)
+    model: torch.nn.Module = tuned.model
+    if artifact.kind == "peft":
+        try:
+            model = PeftModel.from_pretrained(tuned.model, str(folder), local_files_only=True)
+        except (ValueError, RuntimeError, TypeError, KeyError) as error:
+            raise EdgeftError(f"{folder}: PEFT cannot load it on {name} ({' '.join(str(error).split())[:300]})") \
+                from None
+    elif artifact.kind == "learned":
+        method = host.method(artifact.method)
+        model = method.attach(tuned.model, resolve(method.Options, artifact.record.get("options", {})))
+        model.load_state_dict({key: torch.tensor(value) for key, value in artifact.learned().items()}, strict=False)
+    separator = artifact.prompt.separator
+    loss, tokens = _loss(tuned, model, records, data, separator)
+    result: dict[str, Any] = {"loss": loss, "tokens": tokens}
+    if probe_records is not None:
+        assert probe is not None
+        if kind_of(probe_records[0]) != "text":
+            raise UsageError(f"{probe}: a probe for forgetting holds lines of {{\"text\": ...}}.")
+        if not name:
+            raise UsageError(f"{folder}: does not record which base it was tuned from, so what it forgot cannot be "
+                             "measured. Name it with --base.")
+        find_base(name)
+        after, count = _loss(tuned, model, probe_records, probe, separator)
+        base = load_base(name)
+        if artifact.kind == "model" and not base.fingerprint:
+            raise UsageError(f"{folder}: was trained from scratch; there is no base that could be forgotten.")
+        before, _ = _loss(base, base.model, probe_records, probe, separator)
+        result |= {"forgetting": after - before, "probe_tokens": count, "probe_base_loss": before,
+                   "probe_loss": after}
+    return result
+
+
+def _loss(base: Base, model: torch.nn.Module, records: list[dict[str, Any]], path: Path,
+          separator: str) -> tuple[float, int]:
+    examples = tokenize(records, path, base, separator, base.context)
+    objective = Objective(model, base.model.get_output_embeddings(), pad=base.eos or 0)
+    return mean_loss(objective, examples, TOKENS_PER_PASS)

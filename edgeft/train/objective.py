@@ -1,0 +1,69 @@
+"""The loss: cross-entropy on the tokens that carry loss, and the head computed for those alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from edgeft.contract.data import Example
+from edgeft.contract.errors import EdgeftError
+
+from .mixture import passes
+
+
+class Objective:
+    """Sum of the loss over a batch's completion tokens, for any causal language model.
+
+    Prompts and padding carry no loss, so their logits are never computed: a hook hands only the hidden states
+    that predict a completion token to the head. Rows are padded on the right, where a causal model cannot see
+    it, so no mask is needed and attention takes its fast path.
+    """
+
+    def __init__(self, model: nn.Module, head: nn.Module | None, pad: int = 0) -> None:
+        if head is None:
+            raise EdgeftError("The base has no output embeddings: it is not a causal language model.")
+        self.model, self.head, self.pad = model, head, pad
+
+    @contextmanager
+    def _only(self, keep: torch.Tensor) -> Iterator[None]:
+        def select(module: nn.Module, arguments: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+            hidden = arguments[0]  # [batch, seq or longer by a soft prompt, hidden]
+            return (hidden[:, -keep.shape[1]:][keep].unsqueeze(0), *arguments[1:])
+
+        handle = self.head.register_forward_pre_hook(select)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def __call__(self, examples: Sequence[Example]) -> torch.Tensor:
+        """Summed negative log-likelihood in nats of one padded pass."""
+        device = next(self.model.parameters()).device
+        width = max(len(example.ids) for example in examples)
+        ids = torch.full((len(examples), width), self.pad)
+        learn = torch.zeros((len(examples), width), dtype=torch.bool)
+        for row, example in enumerate(examples):
+            ids[row, : len(example.ids)] = torch.tensor(example.ids)
+            learn[row, : len(example.mask)] = torch.tensor(example.mask)
+        keep = torch.zeros_like(learn)
+        keep[:, :-1] = learn[:, 1:]
+        targets = ids[:, 1:][keep[:, :-1]].to(device)
+        with self._only(keep.to(device)):
+            logits = self.model(input_ids=ids.to(device), use_cache=False).logits
+        return nn.functional.cross_entropy(logits[0].float(), targets, reduction="sum")
+
+
+@torch.inference_mode()
+def mean_loss(objective: Objective, examples: Sequence[Example], tokens_per_pass: int) -> tuple[float, int]:
+    """(nats per token that carries loss, how many such tokens)."""
+    training = objective.model.training
+    objective.model.eval()
+    total, tokens = 0.0, 0
+    for part in passes(examples, tokens_per_pass):
+        total += float(objective(part))
+        tokens += sum(sum(example.mask) for example in part)
+    objective.model.train(training)
+    return total / max(tokens, 1), tokens

@@ -1,0 +1,73 @@
+"""Write what was learned: a PEFT folder, a model folder, or plain named tensors; edgeft.json comes last."""
+
+from __future__ import annotations
+
+import platform
+import re
+import shutil
+import tempfile
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from peft import PeftModel
+from torch import nn
+
+from edgeft import __version__
+from edgeft.contract.artifact import LEARNED, RECORD
+from edgeft.contract.errors import EdgeftError
+from edgeft.contract.files import sync_folder, sync_tree, write_json
+from edgeft.contract.tensors import write_tensors
+
+from .base import Base
+
+if TYPE_CHECKING:
+    from .loop import Job
+
+
+def write_run(job: Job, base: Base, model: nn.Module, record: dict[str, Any]) -> None:
+    """Finish the run folder; without edgeft.json it does not count as ended."""
+    with tempfile.TemporaryDirectory(prefix=".final-", dir=job.out) as name:
+        stage = Path(name)
+        _write_weights(stage, job, base, model)
+        sync_tree(stage)
+        for path in sorted(stage.iterdir()):
+            path.replace(job.out / path.name)
+    sync_folder(job.out)
+    packages = ("torch", "transformers", "peft", "accelerate", "numpy")
+    record["versions"] = {"edgeft": __version__, "python": platform.python_version(),
+                          **{package: _version(package) for package in packages}}
+    write_json(job.out / RECORD, record)
+    shutil.rmtree(job.out / "checkpoints", ignore_errors=True)
+
+
+def _write_weights(stage: Path, job: Job, base: Base, model: nn.Module) -> None:
+    if isinstance(model, PeftModel):
+        model.peft_config[model.active_adapter].base_model_name_or_path = base.id
+        model.save_pretrained(stage)
+        (stage / "README.md").unlink(missing_ok=True)  # PEFT's is an empty model card
+        return
+    learned = job.method.collect(model)
+    if not learned:
+        raise EdgeftError(f"{job.method.name}: collect() returned nothing.")
+    if {name for name, _ in base.model.named_parameters()} <= set(learned):
+        base.model.save_pretrained(stage)
+        base.hf_tokenizer.save_pretrained(stage)
+        return
+    write_tensors(stage / LEARNED, learned, {"method": job.method.name})
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def peak_mib() -> float:
+    """Peak resident memory of this process in MiB, from /proc; 0.0 where there is none."""
+    try:
+        found = re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())
+    except OSError:
+        found = None
+    return int(found[1]) / 1024 if found else 0.0
