@@ -64,11 +64,15 @@ SHARED: list[click.Option] = [
     click.Option(["--eval-data"], multiple=True, metavar="E.jsonl", help="Evaluate on these, each with its own loss."),
     click.Option(["--probe"], metavar="P.jsonl", help="Text the base knew: what is forgotten is measured on it."),
     click.Option(["--out"], type=FOLDER, required=True, help="The run folder to write."),
+    click.Option(["--device"], metavar="NAME|FILE.toml", help="Train on this device's integer grid."),
     click.Option(["--config"], type=FOLDER, help="A TOML file with any of these options; flags win."),
     click.Option(["--resume"], is_flag=True, help="Go on from the last checkpoint in --out."),
     click.Option(["--json", "as_json"], is_flag=True, help="Print edgeft.json to stdout at the end."),
     *options.click_options(TrainSettings),
 ]
+
+
+GIVEN = ("base", "data", "eval_data", "probe", "device")  # SHARED options that are no settings
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -90,11 +94,11 @@ def _train(name: str) -> Any:
         stored = {}
         if resume:
             stored = _stored_settings(out, name)
-        layers.insert(0, {**{key: stored[key] for key in ("base", "data", "eval_data", "probe") if key in stored},
+        layers.insert(0, {**{key: stored[key] for key in GIVEN if key in stored},
                           **stored.get("options", {}), **stored.get("settings", {})})
         if not resume:
             _refuse_existing_run(out)
-        shared = {key: _last(layers, key) for key in ("base", "data", "eval_data", "probe")}
+        shared = {key: _last(layers, key) for key in GIVEN}
         for key in ("base", "data"):
             if not shared[key]:
                 raise UsageError(f"edgeft train {name}: --{key} is missing.")
@@ -107,11 +111,12 @@ def _train(name: str) -> Any:
         from edgeft.train.loop import Job, train
 
         job = Job(method, own, settings, shared["base"], _texts(shared["data"]), _texts(shared["eval_data"]),
-                  str(shared["probe"] or ""), out)
+                  str(shared["probe"] or ""), out,
+                  plugins.host().device(shared["device"]) if shared["device"] else None)
         if resume and job.to_json() != stored:
             changed = [key for part in ("options", "settings") for key, value in job.to_json()[part].items()
                        if value != stored[part].get(key)]
-            changed += [key for key in ("base", "data", "eval_data", "probe") if job.to_json()[key] != stored[key]]
+            changed += [key for key in GIVEN if job.to_json()[key] != stored[key]]
             raise UsageError(f"{out}: --resume goes on with the run as it was started, and these differ: "
                              f"{', '.join(changed)}. Leave them out, or start a new run.")
         record = train(job, resume=resume)

@@ -49,7 +49,7 @@ class Lora(Method[Options]):
     summary = "LoRA: a low-rank change beside each linear layer; small, swappable, mergeable."
     Options = Options
     peft_type = "LORA"
-    learning_rate = 5e-4
+    learning_rate = 2e-4
 
     def attach(self, model: nn.Module, options: Options) -> nn.Module:
         from peft import LoraConfig, get_peft_model

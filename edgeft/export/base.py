@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,6 +81,7 @@ def open_base(name: str) -> Base:
     """Find a base and tell what serves it; only causal decoders are exported."""
     hf_logging.set_verbosity_error()
     hf_logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")  # PEFT 0.21 asks transformers so
     folder = find_base(name)
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
     model_class = _model_class(name, config)

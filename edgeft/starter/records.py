@@ -184,7 +184,10 @@ def bill(scene: Scene) -> str:
     rng = scene.rng
     wanted = [(rng.randrange(1, 25), scene[f"produce{i}"]) for i in range(rng.randrange(1, 5))]
     said = scene.say("{A} [orders|buys|wants|sells|takes] ") + listing([counted(n, noun) for n, noun in wanted]) + "."
-    if rng.random() < 0.5:
+    roll = rng.random()
+    if roll < 0.5:
+        return _basket(scene, wanted)
+    if roll < 0.75:
         return said + "\n" + json.dumps({"buyer": scene["A"], "goods": [{"what": noun, "n": n} for n, noun in wanted]})
     return said + "\n" + "\n".join(f"{n} x {noun}" for n, noun in wanted)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ class Base:
 
 def quiet() -> None:
     """Keep transformers' own progress bars and advice off the user's screen."""
+    warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")  # PEFT 0.21 asks transformers so
     hf_logging.set_verbosity_error()
     hf_logging.disable_progress_bar()
 

@@ -22,12 +22,14 @@ from tqdm import tqdm
 
 from edgeft.contract import Method
 from edgeft.contract.data import Example, PromptFormat, read_records, task_names
+from edgeft.contract.device import Device
 from edgeft.contract.errors import EdgeftError, UsageError
 from edgeft.contract.files import disk_errors, read_json, write_json
 from edgeft.options import to_json
 
 from . import checkpoint
 from .base import Base, load_base
+from .grid import check_frozen, put_on_grid
 from .mixture import Ref, Task, check_tokens, count, load_tasks, passes, plan_batches, prompt_format, tokenize
 from .objective import Objective, mean_loss
 from .run_folder import peak_mib, write_run
@@ -68,11 +70,12 @@ class Job:
     eval_data: list[str]
     probe: str
     out: Path
+    device: Device | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As recorded."""
         return {"method": self.method.name, "base": self.base, "data": self.data, "eval_data": self.eval_data,
-                "probe": self.probe, "options": to_json(self.options), "settings": to_json(self.settings)}
+                "probe": self.probe, "device": self.device.name if self.device else "", "options": to_json(self.options), "settings": to_json(self.settings)}
 
 
 def train(job: Job, *, resume: bool = False) -> dict[str, Any]:
@@ -94,8 +97,12 @@ def _train(job: Job, settings: TrainSettings, resume: bool) -> dict[str, Any]:
                         max_steps=settings.max_steps, seed=settings.seed)
 
     torch.manual_seed(settings.seed)
+    own = {name: id(parameter) for name, parameter in base.model.named_parameters()}
+    grid = put_on_grid(base.model, job.device) if job.device else None
     model = job.method.attach(base.model, job.options)
     _check_attached(job, model)
+    if grid:
+        check_frozen(base.model, own, job.method.name)
     if settings.gradient_checkpointing:
         base.model.gradient_checkpointing_enable()
         base.model.enable_input_require_grads()
@@ -123,7 +130,7 @@ def _train(job: Job, settings: TrainSettings, resume: bool) -> dict[str, Any]:
 
     measured = evaluation.measure(objective, settings.tokens_per_pass)
     record = _record(job, base, tasks, prompt_format(tasks, settings.separator), state, measured, plan, rate,
-                     _samples(evaluation, tasks, base))
+                     _samples(evaluation, tasks, base), grid)
     write_run(job, base, accelerator.unwrap_model(model), record)
     return record
 
@@ -266,7 +273,7 @@ def _say(text: str) -> None:
 
 def _record(job: Job, base: Base, tasks: Sequence[Task], prompt: PromptFormat, state: dict[str, Any],
             measured: dict[str, Any], plan: list[list[Ref]], rate: float,
-            samples: list[str]) -> dict[str, Any]:
+            samples: list[str], grid: dict[str, Any] | None) -> dict[str, Any]:
     """The run's own account of itself, for edgeft.json."""
     before = dict(state.get("base", {}))
     probe, probe_before = measured.pop("probe", None), before.pop("probe", None)
@@ -286,6 +293,7 @@ def _record(job: Job, base: Base, tasks: Sequence[Task], prompt: PromptFormat, s
             "tokens_per_s": round(state["tokens"] / max(state["seconds"], 1e-9), 1),
             "peak_mib": round(peak_mib(), 1), "eval": measured, "eval_base": before},
         "forgetting": forgetting,
+        "grid": grid,
         "samples": samples,
     }
 

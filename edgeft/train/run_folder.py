@@ -30,6 +30,8 @@ def write_run(job: Job, base: Base, model: nn.Module, record: dict[str, Any]) ->
     with tempfile.TemporaryDirectory(prefix=".final-", dir=job.out) as name:
         stage = Path(name)
         _write_weights(stage, job, base, model)
+        for path in stage.iterdir():
+            path.chmod(0o644)  # safetensors writes for the owner alone
         sync_tree(stage)
         for path in sorted(stage.iterdir()):
             path.replace(job.out / path.name)
@@ -43,8 +45,9 @@ def write_run(job: Job, base: Base, model: nn.Module, record: dict[str, Any]) ->
 
 def _write_weights(stage: Path, job: Job, base: Base, model: nn.Module) -> None:
     if isinstance(model, PeftModel):
-        model.peft_config[model.active_adapter].base_model_name_or_path = base.id
-        model.save_pretrained(stage)
+        where = str(base.folder.resolve()) if base.id == "starter" else base.id
+        model.peft_config[model.active_adapter].base_model_name_or_path = where
+        model.save_pretrained(stage, save_embedding_layers=False)  # "auto" asks the hub for the base's vocabulary
         (stage / "README.md").unlink(missing_ok=True)  # PEFT's is an empty model card
         return
     learned = job.method.collect(model)
