@@ -335,7 +335,7 @@ def methods_command(as_json: bool) -> None:
     methods = plugins.host().methods
     rows = {name: {"summary": method.summary, "options": list(method.Options.__dataclass_fields__)}
             for name, method in sorted(methods.items())}
-    _json(rows) if as_json else _table([(name, row["summary"]) for name, row in rows.items()])
+    _json(rows) if as_json else _table([(name, str(row["summary"])) for name, row in rows.items()])
     plugins.warn_about_broken()
 
 
@@ -372,8 +372,8 @@ def plugins_command(as_json: bool) -> None:
         _json({"plugins": rows})
         return
     _table([(str(row["name"]), str(row["source"]),
-             ", ".join([*row["methods"], *row["devices"], *row["commands"]]) or "-",  # type: ignore[misc]
-             "; ".join(f"BROKEN: {error}" for error in row["errors"]) or "ok")  # type: ignore[attr-defined]
+             ", ".join([*row["methods"], *row["devices"], *row["commands"]]) or "-",
+             "; ".join(f"BROKEN: {error}" for error in row["errors"]) or "ok")
             for row in rows])
 
 

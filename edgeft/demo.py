@@ -90,11 +90,13 @@ def _summary(model: Any, run: Path, bundle: Path, lines: Sequence[dict[str, Any]
         ("exact match, held out", f"{exact(lines, before):.1%} before, {exact(lines, after):.1%} with the adapter"),
         ("forgetting", f"{record['forgetting']['forgetting']:+.3f} nats per token on text the base knew, with the "
                        "adapter on; 0 with it off"),
-        ("size", f"base {sum(size.values()) - adapter:.2f} MiB ({manifest['quant']['kind']}), adapter {adapter:.2f} MiB"),
+        ("size", f"base {sum(size.values()) - adapter:.2f} MiB ({manifest['quant']['kind']}), "
+                 f"adapter {adapter:.2f} MiB"),
         ("parity with torch", f"largest logit difference {proof['largest_logit_difference']:.1e}, greedy answers equal "
                               f"{proof['greedy_equal']}/{proof['prompts']}"),
         ("training", f"{record['metrics']['tokens_per_s']:,.0f} tokens/s, {record['metrics']['seconds']:.0f} s"),
-        ("decode with adapter", f"{decode:,.0f} tokens/s, {manifest['memory']['verified_peak_mib']:.0f} MiB at the peak"),
+        ("decode with adapter", f"{decode:,.0f} tokens/s, "
+                                f"{manifest['memory']['verified_peak_mib']:.0f} MiB at the peak"),
         ("the whole demo", f"{seconds:.0f} s"),
     ]
     width = max(len(name) for name, _ in rows)

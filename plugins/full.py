@@ -13,34 +13,35 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Options:
+class FullOptions:
     """Which part of the base learns."""
 
     freeze_embeddings: bool = field(default=False, metadata={"help": "Keep the token embeddings as they are."})
 
 
-class Full(Method[Options]):
+class Full(Method[FullOptions]):
     """Every weight learns."""
 
     name = "full"
     summary = "Full tuning: every weight learns; from a config alone it is pre-training."
-    Options = Options
+    Options = FullOptions
     learning_rate = 5e-5
 
-    def attach(self, model: nn.Module, options: Options) -> nn.Module:
+    def attach(self, model: nn.Module, options: FullOptions) -> nn.Module:
         model.requires_grad_(True)
         if options.freeze_embeddings:
-            model.get_input_embeddings().requires_grad_(False)
+            embeddings: Any = model.get_input_embeddings()  # type: ignore[operator]
+            embeddings.requires_grad_(False)
         return model
 
     def collect(self, model: nn.Module) -> dict[str, Any]:
         return {name: parameter.detach().float().cpu().numpy() for name, parameter in model.named_parameters()}
 
-    def lower(self, learned: dict[str, Any], options: Options, base: BaseView) -> Lowered:
+    def lower(self, learned: dict[str, Any], options: FullOptions, base: BaseView) -> Lowered:
         raise CannotLower("full tuning changes every weight, and a device's slots hold small changes only",
                           "Export the run as a model of its own: `edgeft export RUN --merge`.")
 
-    def merge(self, name: str, weight: Any, learned: dict[str, Any], options: Options) -> Any:
+    def merge(self, name: str, weight: Any, learned: dict[str, Any], options: FullOptions) -> Any:
         return learned.get(name, weight)
 
 

@@ -21,7 +21,7 @@ def _option(default: Any, help: str, *flags: str) -> Any:
 
 
 @dataclass(frozen=True)
-class Options:
+class LoraOptions:
     """Named as in PEFT's LoraConfig."""
 
     r: int = _option(8, "Rank.", "--rank")
@@ -42,16 +42,16 @@ class Options:
                 raise ValueError(f"rank of {name} must be at least 1, found {rank}")
 
 
-class Lora(Method[Options]):
+class Lora(Method[LoraOptions]):
     """y = base(x) + (x A) B * alpha / r."""
 
     name = "lora"
     summary = "LoRA: a low-rank change beside each linear layer; small, swappable, mergeable."
-    Options = Options
+    Options = LoraOptions
     peft_type = "LORA"
     learning_rate = 2e-4
 
-    def attach(self, model: nn.Module, options: Options) -> nn.Module:
+    def attach(self, model: nn.Module, options: LoraOptions) -> nn.Module:
         from peft import LoraConfig, get_peft_model
 
         given = {name: value for name, value in vars(options).items() if value not in ((), {})}
@@ -71,10 +71,10 @@ class Lora(Method[Options]):
         return {name.removeprefix("base_model.model."): tensor.float().cpu().numpy()
                 for name, tensor in get_peft_model_state_dict(model).items()}
 
-    def read_peft(self, config: Mapping[str, Any]) -> Options:
+    def read_peft(self, config: Mapping[str, Any]) -> LoraOptions:
         return super().read_peft({**config, **_checked(config)})
 
-    def lower(self, learned: dict[str, Any], options: Options, base: BaseView) -> Lowered:
+    def lower(self, learned: dict[str, Any], options: LoraOptions, base: BaseView) -> Lowered:
         lowered, rest = Lowered(), set(learned)
         for key in learned:
             module, _, kind = key.partition(".lora_A")
@@ -92,7 +92,7 @@ class Lora(Method[Options]):
                               "They would be lost. Export with --merge if they are modules_to_save.")
         return lowered
 
-    def merge(self, name: str, weight: Any, learned: dict[str, Any], options: Options) -> Any:
+    def merge(self, name: str, weight: Any, learned: dict[str, Any], options: LoraOptions) -> Any:
         if name in learned:  # modules_to_save: trained whole
             return learned[name]
         module = name.removesuffix(".weight")
@@ -105,7 +105,7 @@ class Lora(Method[Options]):
         return weight
 
 
-def _scaling(module: str, rank: int, options: Options) -> float:
+def _scaling(module: str, rank: int, options: LoraOptions) -> float:
     """alpha / r, or alpha / sqrt(r); the rank is the tensor's own, which rank_pattern made."""
     alpha = next((value for pattern, value in options.alpha_pattern.items()
                   if re.match(rf"(.*\.)?({pattern})$", module)), options.lora_alpha)

@@ -84,7 +84,7 @@ def read_device(path: Path) -> Device:
     graph = table.get("graph")
     if isinstance(graph, dict) and "sources" in graph:  # a list at the end of a file lands in its last table
         table["sources"] = graph.pop("sources")
-    device = _build(Device, {"name": path.stem, **table}, "", faults)
+    device: Device = _build(Device, {"name": path.stem, **table}, "", faults)
     if device and device.graph.block not in (16, 32, 64, 128, 256):
         faults.add("graph.block", declared=device.graph.block, found="must be 16, 32, 64, 128 or 256")
     if device and device.limits.budget_mib > device.limits.memory_mib:
@@ -94,7 +94,7 @@ def read_device(path: Path) -> Device:
     return device
 
 
-def _build(kind: type, table: dict[str, Any], where: str, faults: Faults) -> Any:
+def _build(kind: Any, table: dict[str, Any], where: str, faults: Faults) -> Any:
     hints = typing.get_type_hints(kind)
     values, complete = {}, True
     for key in table.keys() - hints.keys():

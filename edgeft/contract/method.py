@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
@@ -53,7 +52,7 @@ class Method(ABC, Generic[OptionsT]):
         """
         from edgeft.options import resolve
 
-        known = {item.name for item in dataclasses.fields(self.Options)}
+        known = set(getattr(self.Options, "__dataclass_fields__", ()))
         unknown = {key: value for key, value in config.items()
                    if key not in known | PEFT_HOUSEKEEPING and value not in (None, False, [], {}, "none")}
         if unknown:

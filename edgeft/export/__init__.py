@@ -1,1 +1,1 @@
-"""Export: base graph, slots, quantization, verification, bundle. Modules import torch and onnx_ir; this file does not."""
+"""Export: base graph, slots, quantization, verification, bundle. Modules import torch; this file does not."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -74,12 +75,11 @@ class Assembly:
 
     def _tables(self) -> dict[str, list[ir.Node]]:
         """Embedding tables by weight: what token ids are looked up in."""
-        ids = next(value for value in self.graph.inputs if value.name == "input_ids")
         tables: dict[str, list[ir.Node]] = {}
-        for use in ids.uses():
-            table = use.node.inputs[0]
-            if use.node.op_type == "Gather" and table is not None and table.name in self.base.origins:
-                tables.setdefault(str(table.name), []).append(use.node)
+        for node in self.graph:
+            table = node.inputs[0] if node.op_type == "Gather" else None
+            if table is not None and table.name in self.base.origins and _from_ids(node.inputs[1]):
+                tables.setdefault(str(table.name), []).append(node)
         return tables
 
     def _rewrite(self, group: Group, gate: ir.Value | None, *, tied: bool) -> None:
@@ -245,12 +245,14 @@ class Assembly:
             if not value.uses() and value not in self.graph.inputs:
                 del self.graph.initializers[name]
             elif value.const_value is None:
-                origin = self.base.origins[name]
                 kind = np.float16 if value.dtype == ir.DataType.FLOAT16 else np.float32
-                self.store.fill(value, lambda origin=origin, kind=kind: origin.read(self.source).astype(kind))
+                self.store.fill(value, partial(self._read, name, kind))
             elif value.const_value.nbytes > 1 << 16:  # rotary tables
                 tensor = value.const_value
                 self.store.fill(value, tensor.numpy)
+
+    def _read(self, name: str, kind: type[np.generic]) -> np.ndarray[Any, Any]:
+        return self.base.origins[name].read(self.source).astype(kind)
 
     def _tidy(self) -> None:
         """Drop what only building needed; names stay, for people who open the graph."""
@@ -264,7 +266,16 @@ class Assembly:
             seen.add(node.name)
 
 
-def _node(nodes: list[ir.Node], op: str, inputs: Sequence[ir.Value], *, domain: str = "", **attributes: Any) -> ir.Value:
+def _from_ids(value: ir.Value | None) -> bool:
+    """Whether a value is the token ids, perhaps reshaped or cast on the way."""
+    while value is not None and value.name != "input_ids":
+        producer = value.producer()
+        value = producer.inputs[0] if producer and producer.op_type in ("Reshape", "Cast", "Identity") else None
+    return value is not None
+
+
+def _node(nodes: list[ir.Node], op: str, inputs: Sequence[ir.Value], *, domain: str = "",
+          **attributes: Any) -> ir.Value:
     """Append a node of one output and return that."""
     made = ir.node(op, inputs, attributes, domain=domain)
     nodes.append(made)

@@ -41,7 +41,8 @@ class Base:
     @property
     def context(self) -> int:
         """Tokens that the base was made for."""
-        return int(getattr(self.config, "max_position_embeddings", None) or getattr(self.config, "n_positions", 2048))
+        declared = getattr(self.config, "max_position_embeddings", None) or getattr(self.config, "n_positions", None)
+        return int(declared or 2048)
 
     @property
     def eos(self) -> list[int]:

@@ -49,6 +49,7 @@ def export(source: Path, device: Device, out: Path, *, host: Host, merge: bool =
     weights = Source(job.base.weights, job.base.tied, _merging(job))
     with staged(out) as stage:
         _say(f"building the {job.quant.kind} graph of {job.base.name}")
+        _warn_about_grid(job)
         graph, assembly = _write_graph(job, weights, stage)
         tokenizer = write_tokenizer(job.base, stage)
         write_genai_config(job.base, stage, context=job.context, shared=graph.cache == "shared")
@@ -115,10 +116,7 @@ def _merging(job: Job) -> Any:
 
 
 def _write_graph(job: Job, weights: Source, stage: Path) -> tuple[BaseGraph, Assembly]:
-    import mobius
-
-    traced = None if job.base.config.model_type in mobius.registry else job.base.load()
-    graph = build_graph(job.base.config, traced, weights, job.context)
+    graph = build_graph(job.base.config, job.base.load, weights, job.context)
     assembly = Assembly(graph, weights, job.quant, slots=job.takes_adapters)
     assembly.run().write(stage)
     return graph, assembly
@@ -214,6 +212,14 @@ def _recorded_device(bundle: Bundle) -> Device:
     return Device(name=stored["name"], summary=stored["summary"], verified=stored["verified"],
                   limits=Limits(**stored["limits"]), cpu=Cpu(**stored["cpu"]), run=Run(**stored["run"]),
                   graph=Graph(**stored["graph"]))
+
+
+def _warn_about_grid(job: Job) -> None:
+    """An adapter that learned on one grid runs on it exactly, and on another only about as well."""
+    grid = job.artifact.record.get("grid")
+    if grid and (job.merge or (grid["quant"], grid["block"]) != (job.quant.kind, job.quant.block)):
+        _say(f"note: trained on the {grid['quant']} grid of block {grid['block']} ({grid['device']}), exported "
+             f"{'merged, ' if job.merge else ''}as {job.quant.kind}: it will answer otherwise than in training")
 
 
 def _say(text: str) -> None:

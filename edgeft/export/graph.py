@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,9 @@ from .weights import Source
 
 if TYPE_CHECKING:
     import transformers
+
+
+INPUTS = ("input_ids", "attention_mask")
 
 
 @dataclass(frozen=True)
@@ -51,20 +55,20 @@ class BaseGraph:
     padding: str = "anywhere"  # where rows of a batch may be padded in a growing cache
 
 
-def build_graph(config: transformers.PretrainedConfig, model: transformers.PreTrainedModel, source: Source,
-                context: int) -> BaseGraph:
-    """The base graph of a config; `model` is traced only where mobius does not know the architecture."""
+def build_graph(config: transformers.PretrainedConfig, load: Callable[[], transformers.PreTrainedModel],
+                source: Source, context: int) -> BaseGraph:
+    """The base graph of a config; the torch model is loaded and traced only where mobius cannot build it."""
     import mobius
 
-    if config.model_type in mobius.registry:
-        graph = _from_mobius(config, source)
-    else:
-        graph = _from_trace(model, source)
+    graph = _from_mobius(config, source) if config.model_type in mobius.registry else None
+    graph = graph or _from_trace(load(), source)
+    _share(graph)
     _cut_rotary_tables(graph.model, context)
     return graph
 
 
-def _from_mobius(config: transformers.PretrainedConfig, source: Source) -> BaseGraph:
+def _from_mobius(config: transformers.PretrainedConfig, source: Source) -> BaseGraph | None:
+    """None where mobius' graph has other weights than the base, or inputs that the contract does not have."""
     import mobius
     import torch
 
@@ -80,17 +84,17 @@ def _from_mobius(config: transformers.PretrainedConfig, source: Source) -> BaseG
         raise EdgeftError(f"{config.model_type}: mobius makes it of several graphs ({', '.join(package)}); only "
                           "decoders of one graph can be exported.")
     model = package["model"]
+    if any(value.name not in INPUTS and not str(value.name).startswith("past_key_values.")
+           for value in model.graph.inputs):
+        return None  # learned positions come as an input there; a trace derives them from the mask
     tensors = {name: torch.empty(source.shape(name), device="meta") for name in source}
     module = mobius.registry.get(config.model_type)(package.config)
     mapped = module.preprocess_weights(dict(tensors))
-    if set(model.graph.initializers) >= {"lm_head.weight"} and "lm_head.weight" not in mapped and source.tied:
-        mapped["lm_head.weight"] = mapped[next(iter(source.tied.values()))]
     origins = {name: _origin(tensor, tensors) for name, tensor in mapped.items() if name in model.graph.initializers}
-    missing = [name for name, value in model.graph.initializers.items() if value.const_value is None
-               and origins.get(name) is None]
-    if missing:
-        raise EdgeftError(f"{config.model_type}: mobius' graph has weights that are no part of the base's: "
-                          f"{', '.join(missing[:5])}")
+    for name, value in model.graph.initializers.items():
+        origin = origins.get(name)
+        if value.const_value is None and (origin is None or list(origin.shape) != list(value.shape or ())):
+            return None
     attention = any(node.op_type == "GroupQueryAttention" for node in model.graph)
     return BaseGraph(model, {name: origin for name, origin in origins.items() if origin}, "mobius",
                      "shared" if attention else "growing")
@@ -114,11 +118,22 @@ def _from_trace(model: transformers.PreTrainedModel, source: Source) -> BaseGrap
     origins: dict[str, Origin] = {}
     for name, value in traced.graph.initializers.items():
         if name in set(source):
-            shape = tuple(int(size) for size in value.shape or ())
+            shape = tuple(int(str(size)) for size in value.shape or ())
             strides = tuple(int(np.prod(shape[index + 1 :])) for index in range(len(shape)))
             origins[name] = Origin(name, shape, strides, 0)
             value.const_value = None
     return BaseGraph(traced, origins, "transformers", "growing", traced.graph.metadata_props.get(PADDING, "nowhere"))
+
+
+def _share(graph: BaseGraph) -> None:
+    """One initializer where the graph has two for the same numbers: a tied head beside its embedding."""
+    first: dict[Origin, str] = {}
+    for name, origin in list(graph.origins.items()):
+        kept = first.setdefault(origin, name)
+        if kept != name:
+            initializers = graph.model.graph.initializers
+            ir.convenience.replace_all_uses_with(initializers[name], initializers[kept])
+            del initializers[name], graph.origins[name]
 
 
 def _cut_rotary_tables(model: ir.Model, context: int) -> None:

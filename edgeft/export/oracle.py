@@ -93,12 +93,12 @@ class Oracle:
 
     def halve(self, modules: Sequence[str]) -> None:
         """Round the base's weights to float16, in place."""
-        for module in [*(_inner(self.base.get_submodule(name)) for name in modules),
-                       self.base.get_input_embeddings()]:
+        linears = [_inner(self.base.get_submodule(name)) for name in modules]
+        for module in [*linears, self.base.get_input_embeddings()]:
             with torch.no_grad():
                 module.weight.copy_(module.weight.half().float())
 
 
-def _inner(module: nn.Module) -> Any:
+def _inner(module: Any) -> Any:
     """The base's own layer under PEFT's wrapper."""
     return module.get_base_layer() if hasattr(module, "get_base_layer") else module

@@ -34,7 +34,7 @@ def prove(job: Job, modules: Sequence[str], stage: Path, tokenizer: Any) -> tupl
     else:
         subjects = {"base": (tuned_cases or base_cases, {})}
     answers, peak = verify.ask_bundle(stage, subjects, new)
-    exact = {}
+    exact: dict[str, verify.Answers] = {}
     if job.quant.bits:
         with verify.exact_copy(stage) as copy:
             exact, _ = verify.ask_bundle(copy, subjects, new)

@@ -35,7 +35,8 @@ def describe_parity(subject: str, report: dict[str, Any], against: str) -> list[
         lines.append(f"    against torch in float: tokens agree {report['against_float']['agreement']:.1%}, "
                      f"KL {report['against_float']['kl']:.4f} nats")
     if "effect" in report:
-        lines.append(f"    it changes logits by up to {report['effect']:.2f}, in torch by {report['effect_in_torch']:.2f}")
+        lines.append(f"    it changes logits by up to {report['effect']:.2f}, "
+                     f"in torch by {report['effect_in_torch']:.2f}")
     return lines
 
 

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["Generation", "Model", "load"]
 
 
-def load(bundle: str, *, threads: int | None = None) -> Model:
+def load(bundle: str | Path, *, threads: int | None = None) -> Model:
     """Open a bundle folder; `threads` overrides its device file's."""
     from .model import Model
 

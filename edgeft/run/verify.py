@@ -23,7 +23,8 @@ def verify(folder: Path) -> dict[str, Any]:
     for name in bundle.adapters:
         model.load_adapter(name)
     equal = total = 0
-    replay = [item for item in bundle.manifest["parity"].get("replay", []) if set(item["adapters"]) <= set(bundle.adapters)]
+    replay = [item for item in bundle.manifest["parity"].get("replay", [])
+              if set(item["adapters"]) <= set(bundle.adapters)]
     for item in replay:
         found = answer(model, item["ids"], [], len(item["tokens"]), item["adapters"])["tokens"].tolist()
         equal += sum(left == right for left, right in zip(found, item["tokens"], strict=False))

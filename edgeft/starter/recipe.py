@@ -149,13 +149,36 @@ def write_samples(folder: Path, seed: int) -> None:
     write_lines(folder / "probe.jsonl", ({"text": text} for text in probe))
 
 
+def ship(run: Path) -> None:
+    """Put a trained run into the package as float16: the model that `--base starter` means."""
+    import numpy as np
+
+    from edgeft.contract.tensors import TensorFile, write_tensors
+
+    from . import MODEL
+
+    MODEL.mkdir(exist_ok=True)
+    file = TensorFile(run / "model.safetensors")
+    write_tensors(MODEL / "model.safetensors", {name: file[name].astype(np.float16) for name in sorted(file)},
+                  {"format": "pt"})
+    config = json.loads((run / "config.json").read_text(encoding="utf-8"))
+    (MODEL / "config.json").write_text(json.dumps({**config, "dtype": "float16"}, indent=2) + "\n", encoding="utf-8")
+    for name in ("generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        (MODEL / name).write_bytes((run / name).read_bytes())
+
+
 def main() -> None:
-    """Parse the options and write everything."""
+    """Parse the options and write everything, or ship what was trained."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True, help="folder to write into")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--out", type=Path, help="folder to write into")
+    what.add_argument("--ship", type=Path, metavar="RUN", help="put this trained run into the package")
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same files")
     parser.add_argument("--megabytes", type=float, default=40.0, help="size of the pre-training text")
     options = parser.parse_args()
+    if options.ship:
+        ship(options.ship)
+        return
     out, seed, size = options.out, options.seed, int(options.megabytes * 1e6)
     write_base(out / "base", upto(corpus(seed, "train"), 6_000_000), seed)
     count = write_lines(out / "train.jsonl", ({"text": text} for text in upto(corpus(seed, "train"), size)))

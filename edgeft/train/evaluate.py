@@ -15,6 +15,7 @@ from edgeft.contract.errors import EdgeftError, UsageError
 from edgeft.options import resolve
 
 from .base import Base, load_base
+from .grid import put_on_grid
 from .mixture import tokenize
 from .objective import Objective, mean_loss
 
@@ -33,6 +34,9 @@ def evaluate_run(folder: Path, data: Path, probe: Path | None, base_name: str | 
     records = read_records(data)
     probe_records = read_records(probe) if probe else None
     tuned = load_base(str(folder) if artifact.kind == "model" else name)
+    grid = artifact.record.get("grid")
+    if grid:  # the base that this was trained on
+        put_on_grid(tuned.model, grid["quant"], grid["block"])
     model: torch.nn.Module = tuned.model
     if artifact.kind == "peft":
         try:
@@ -59,6 +63,8 @@ def evaluate_run(folder: Path, data: Path, probe: Path | None, base_name: str | 
         base = load_base(name)
         if artifact.kind == "model" and not base.fingerprint:
             raise UsageError(f"{folder}: was trained from scratch; there is no base that could be forgotten.")
+        if grid:
+            put_on_grid(base.model, grid["quant"], grid["block"])
         before, _ = _loss(base, base.model, probe_records, probe, separator)
         result |= {"forgetting": after - before, "probe_tokens": count, "probe_base_loss": before,
                    "probe_loss": after}

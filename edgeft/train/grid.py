@@ -15,14 +15,19 @@ from edgeft.contract.errors import UsageError
 from edgeft.contract.grid import BITS, quantize
 
 
-def put_on_grid(model: PreTrainedModel, device: Device) -> dict[str, Any] | None:
-    """Round linear layers, head and embedding in place, as the exporter does; None for devices that run floats.
+def grid_of(device: Device) -> dict[str, Any] | None:
+    """A device's grid, as edgeft.json records it; None for devices that run floats."""
+    if device.graph.quant not in BITS:
+        return None
+    return {"device": device.name, "quant": device.graph.quant, "block": device.graph.block}
+
+
+def put_on_grid(model: PreTrainedModel, quant: str, block: int) -> None:
+    """Round linear layers, head and embedding in place, as the exporter does.
 
     The codes that export ships are made from the same base by the same quantizer, so they are these very ones.
     """
-    bits = BITS.get(device.graph.quant)
-    if bits is None:
-        return None
+    bits = BITS[quant]
     done: set[int] = set()
     for module in model.modules():
         weight = getattr(module, "weight", None)
@@ -32,11 +37,10 @@ def put_on_grid(model: PreTrainedModel, device: Device) -> dict[str, Any] | None
             continue  # position tables stay float in the graph
         turned = isinstance(module, Conv1D)
         values = module.weight.detach().float().cpu().numpy()
-        grid = quantize(np.ascontiguousarray(values.T if turned else values), bits, device.graph.block).dequantize()
+        grid = quantize(np.ascontiguousarray(values.T if turned else values), bits, block).dequantize()
         with torch.no_grad():
             module.weight.copy_(torch.from_numpy(np.ascontiguousarray(grid.T if turned else grid)))
         done.add(id(module.weight))
-    return {"device": device.name, "quant": device.graph.quant, "block": device.graph.block}
 
 
 def check_frozen(base: PreTrainedModel, before: dict[str, int], method: str) -> None:

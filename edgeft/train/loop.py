@@ -29,7 +29,7 @@ from edgeft.options import to_json
 
 from . import checkpoint
 from .base import Base, load_base
-from .grid import check_frozen, put_on_grid
+from .grid import check_frozen, grid_of, put_on_grid
 from .mixture import Ref, Task, check_tokens, count, load_tasks, passes, plan_batches, prompt_format, tokenize
 from .objective import Objective, mean_loss
 from .run_folder import peak_mib, write_run
@@ -75,7 +75,8 @@ class Job:
     def to_json(self) -> dict[str, Any]:
         """As recorded."""
         return {"method": self.method.name, "base": self.base, "data": self.data, "eval_data": self.eval_data,
-                "probe": self.probe, "device": self.device.name if self.device else "", "options": to_json(self.options), "settings": to_json(self.settings)}
+                "probe": self.probe, "device": self.device.name if self.device else "",
+                "options": to_json(self.options), "settings": to_json(self.settings)}
 
 
 def train(job: Job, *, resume: bool = False) -> dict[str, Any]:
@@ -98,7 +99,9 @@ def _train(job: Job, settings: TrainSettings, resume: bool) -> dict[str, Any]:
 
     torch.manual_seed(settings.seed)
     own = {name: id(parameter) for name, parameter in base.model.named_parameters()}
-    grid = put_on_grid(base.model, job.device) if job.device else None
+    grid = grid_of(job.device) if job.device else None
+    if grid:
+        put_on_grid(base.model, grid["quant"], grid["block"])
     model = job.method.attach(base.model, job.options)
     _check_attached(job, model)
     if grid:

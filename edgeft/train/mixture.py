@@ -128,7 +128,8 @@ def prompt_format(tasks: Sequence[Task], separator: str) -> PromptFormat:
 Ref = tuple[int, int]  # task, example
 
 
-def plan_batches(tasks: Sequence[Task], *, batch_size: int, epochs: float, max_steps: int, seed: int) -> list[list[Ref]]:
+def plan_batches(tasks: Sequence[Task], *, batch_size: int, epochs: float, max_steps: int,
+                 seed: int) -> list[list[Ref]]:
     """Every batch of the run. Lines of like length share a batch where they are near each other in the shuffle."""
     rng = np.random.Generator(np.random.PCG64(seed))
     per_epoch = sum(max(1, round(task.weight * len(task.train))) for task in tasks)

@@ -47,7 +47,7 @@ def _write_weights(stage: Path, job: Job, base: Base, model: nn.Module) -> None:
     if isinstance(model, PeftModel):
         where = str(base.folder.resolve()) if base.id == "starter" else base.id
         model.peft_config[model.active_adapter].base_model_name_or_path = where
-        model.save_pretrained(stage, save_embedding_layers=False)  # "auto" asks the hub for the base's vocabulary
+        model.save_pretrained(str(stage), save_embedding_layers=False)  # "auto" asks the hub for the base's vocabulary
         (stage / "README.md").unlink(missing_ok=True)  # PEFT's is an empty model card
         return
     learned = job.method.collect(model)

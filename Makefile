@@ -1,0 +1,42 @@
+# Every target does its own set-up: a virtual environment in the checkout, on a machine with Python 3.11+ and make.
+PYTHON ?= python3
+VENV := .venv
+READY := $(VENV)/.ready
+RUN := $(VENV)/bin/python
+STARTER := build/starter
+export HF_HUB_OFFLINE := 1
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: demo test lint starter bench clean
+
+demo: $(READY)
+	$(RUN) -m edgeft demo
+
+test: $(READY)
+	$(RUN) -m pytest --durations=10
+
+lint: $(READY)
+	$(RUN) -m ruff check .
+	$(RUN) -m mypy
+
+# Train the embedded default from nothing: about half an hour on one core
+starter: $(READY)
+	rm -rf $(STARTER)
+	$(RUN) -m edgeft.starter.recipe --out $(STARTER) --megabytes 36
+	$(RUN) -m edgeft train full --config edgeft/starter/train.toml --base $(STARTER)/base --data $(STARTER)/train.jsonl \
+		--eval-data $(STARTER)/valid.jsonl --out $(STARTER)/run
+	$(RUN) -m edgeft.starter.recipe --ship $(STARTER)/run
+
+bench: $(READY)
+	$(RUN) benchmarks/train_cpu.py
+	$(RUN) benchmarks/export_size.py
+	$(RUN) benchmarks/export_parity.py
+
+$(READY): pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit("edgeft needs Python 3.11 or newer, found " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $(READY)
+
+clean:
+	rm -rf $(VENV) build demo dist *.egg-info
