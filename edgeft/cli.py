@@ -13,6 +13,7 @@ import click
 
 from edgeft import __version__, options, plugins
 from edgeft.contract.errors import EdgeftError, UsageError, did_you_mean
+from edgeft.contract.files import refuse_existing
 from edgeft.train.settings import TrainSettings
 
 FOLDER = click.Path(path_type=Path)
@@ -36,9 +37,7 @@ class Commands(click.Group):
         return super().resolve_command(ctx, args)
 
     def _load_plugins(self) -> None:
-        host = plugins.host()
-        if not any(plugin.commands for plugin in host.plugins):
-            host.add_commands(self)
+        plugins.host().add_commands(self)
 
 
 class Methods(click.Group):
@@ -218,10 +217,12 @@ def export_command(source: Path, device: str, out: Path, merge: bool, base: str 
                    name: str | None, as_json: bool) -> None:
     """Write a verified bundle for a device: an ONNX base with the adapter beside it, or merged."""
     host = plugins.host()
+    target = host.device(device)  # a typo is told before torch is loaded
+    refuse_existing(out)
     from edgeft.export.bundle import export
     from edgeft.export.report import describe
 
-    report = export(source, host.device(device), out, host=host, merge=merge, base=base, quant=quant, name=name)
+    report = export(source, target, out, host=host, merge=merge, base=base, quant=quant, name=name)
     _json(report) if as_json else click.echo(describe(report, out))
 
 
@@ -286,9 +287,9 @@ def run_command(bundle: Path, prompt: str, adapter: tuple[str, ...], as_json: bo
     """Answer one prompt."""
     from edgeft.run import load
 
+    wanted = _adapters(adapter)
     model = load(bundle, threads=threads)
     text = sys.stdin.read() if prompt == "-" else prompt
-    wanted = _adapters(adapter)
     if as_json:
         _json(model.generate(text, adapters=wanted, **sampling).to_json())
         return

@@ -97,14 +97,19 @@ def resolve(options: type[OptionsT], *layers: Mapping[str, Any], who: str = "") 
     """
     hints = typing.get_type_hints(options)
     values: dict[str, Any] = {}
+    faults: list[str] = []
     for layer in layers:
         for key, value in layer.items():
             name = key.replace("-", "_")
             if name not in hints:
-                raise UsageError(f"{who or options.__name__}: there is no option {key!r}."
-                                 f"{did_you_mean(name, list(hints))}")
-            if value is not None and value != ():
-                values[name] = convert(value, hints[name], f"--{name.replace('_', '-')}")
+                faults.append(f"there is no option {key!r}.{did_you_mean(name, list(hints))}")
+            elif value is not None and value != ():
+                try:
+                    values[name] = convert(value, hints[name], f"--{name.replace('_', '-')}")
+                except UsageError as error:
+                    faults.append(str(error))
+    if faults:
+        raise UsageError(f"{who or options.__name__}: " + "\n  ".join(faults))
     try:
         return options(**values)
     except ValueError as error:
@@ -115,12 +120,17 @@ def convert(value: Any, hint: Any, name: str) -> Any:
     """One value, from a flag's text or from TOML or JSON, as the field's type."""
     form, kind = _shape(hint)
     if form == "many":
+        if not isinstance(value, (str, list, tuple)):
+            raise UsageError(f"{name}: takes a list, found {value!r}")
         items = [value] if isinstance(value, str) else list(value)
-        split = [part.strip() for item in items for part in (item.split(",") if isinstance(item, str) else [item])]
-        return tuple(_one(item, kind, name) for item in split if item != "")
+        split = [part for item in items for part in (item.split(",") if isinstance(item, str) else [item])]
+        stripped = [part.strip() if isinstance(part, str) else part for part in split]
+        return tuple(_one(item, kind, name) for item in stripped if item != "")
     if form == "pairs":
         if not isinstance(value, Mapping):
-            texts = [value] if isinstance(value, str) else list(value)
+            texts = [value] if isinstance(value, str) else value
+            if not isinstance(texts, (list, tuple)) or not all(isinstance(text, str) for text in texts):
+                raise UsageError(f"{name}: takes KEY=VALUE, found {value!r}")
             value = dict(_pair(part, name) for text in texts for part in text.split(",") if part)
         return {key: _one(item, kind, name) for key, item in value.items()}
     return _one(value, kind, name)
@@ -145,8 +155,8 @@ def _one(value: Any, kind: Any, name: str) -> Any:
         if str(value).lower() in ("true", "false"):
             return str(value).lower() == "true"
         raise UsageError(f"{name}: takes true or false, found {value!r}")
-    if isinstance(value, bool) or (isinstance(value, float) and kind is int and not value.is_integer()):
-        raise UsageError(f"{name}: takes a {_KIND[kind]}, found {value!r}")
+    if isinstance(value, (bool, list, dict)) or (isinstance(value, float) and kind is int and not value.is_integer()):
+        raise UsageError(f"{name}: takes a {_KIND.get(kind, kind.__name__)}, found {value!r}")
     try:
         return kind(value)
     except (TypeError, ValueError):

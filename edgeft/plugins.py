@@ -48,6 +48,7 @@ class Host:
     plugins: list[Plugin] = field(default_factory=list)
     methods: dict[str, Method[Any]] = field(default_factory=dict)
     devices: dict[str, Path] = field(default_factory=dict)
+    _commands_added: bool = False
     _owners: dict[tuple[str, str], Plugin] = field(default_factory=dict)
 
     def method(self, name: str) -> Method[Any]:
@@ -59,7 +60,7 @@ class Host:
 
     def method_for_peft(self, peft_type: str) -> Method[Any] | None:
         """The method that reads PEFT folders of this type."""
-        return next((method for method in self.methods.values() if method.peft_type == peft_type), None)
+        return next((method for method in self.methods.values() if peft_type and method.peft_type == peft_type), None)
 
     def device(self, name: str) -> Device:
         """The device of that name, or the file at that path; UsageError with the nearest names otherwise."""
@@ -73,6 +74,9 @@ class Host:
 
     def add_commands(self, cli: click.Group) -> None:
         """Let plugins add commands; a name that is taken is the plugin's error, and the first one stays."""
+        if self._commands_added:
+            return
+        self._commands_added = True
         for plugin in self.plugins:
             if plugin.module is not None:
                 self._add_commands(plugin, cli)
@@ -119,7 +123,7 @@ class Host:
 
     def _broken(self, name: str) -> str:
         return "".join(f"\nPlugin '{plugin.name}' is broken: {error}" for plugin in self.plugins
-                       for error in plugin.errors if name in (plugin.name, error.split("'")[1:2]))
+                       for error in plugin.errors if name in (plugin.name, *error.split("'")[1:2]))
 
 
 def method_faults(method: Any) -> list[str]:
@@ -185,8 +189,8 @@ class _faults_of:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> bool:
         if error is None or isinstance(error, KeyboardInterrupt):
             return False
-        text = str(error).strip().splitlines()
-        self.plugin.errors.append(f"{type(error).__name__}: {text[0] if text else 'no message'}")
+        text = "; ".join(line.strip() for line in str(error).splitlines() if line.strip())
+        self.plugin.errors.append(f"{type(error).__name__}: {text or 'no message'}")
         if self.plugin.module is not None and not (self.plugin.methods or self.plugin.devices):
             self.plugin.module = None
         return True

@@ -107,7 +107,6 @@ def test_a_broken_plugin_is_a_row_and_the_others_work(make, case):
     assert row(host, "first").errors == row(host, "last").errors == []
 
 
-@pytest.mark.xfail(strict=True, reason="bug: only the first line is kept, and pluggy names it in the second")
 def test_a_misspelt_argument_is_named(make):
     host = discover([make("broken", HEAD + "@hookimpl\ndef register_methods(registre): ...\n")])
     assert "registre" in only_error(host, "broken")
@@ -165,7 +164,6 @@ def test_a_method_of_a_broken_plugin_says_why(make):
         host.method("wanted")
 
 
-@pytest.mark.xfail(strict=True, reason="bug: _broken compares a name with a list")
 def test_a_broken_method_says_why_whatever_its_plugin_is_called(make):
     host = discover([make("other", method_source('"NAME"', '"wanted"').replace("default=1, ", ""))])
     assert "method 'wanted'" in only_error(host, "other")
@@ -274,7 +272,6 @@ def test_train_help_lists_the_plugins_method(command_line):
     assert "--size INT" in command_line("train", "good", "--help")[1]
 
 
-@pytest.mark.xfail(strict=True, reason="bug: where no plugin has a command that is used, errors are noted at each look")
 def test_a_fault_is_noted_once(make, monkeypatch):
     host = discover([make("greedy", "from edgeft.hookspecs import hookimpl" + COMMAND.replace("NAME", "train"))])
     monkeypatch.setattr(plugins, "host", lambda: host)

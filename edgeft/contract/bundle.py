@@ -108,13 +108,18 @@ class Bundle:
     def _inside(self, name: str, faults: Faults) -> Path | None:
         pure = PurePosixPath(name)
         path = self.folder / pure
-        if pure.is_absolute() or ".." in pure.parts or "\\" in name or os.path.islink(path):
+        if pure.is_absolute() or ".." in pure.parts or "\\" in name or _linked(self.folder, pure):
             faults.add(f"{name}: points outside the bundle")
         elif not path.is_file():
             faults.add(f"{name}: is missing")
         else:
             return path
         return None
+
+
+def _linked(folder: Path, pure: PurePosixPath) -> bool:
+    """Whether any part of a path below `folder` is a link."""
+    return any(os.path.islink(folder.joinpath(*pure.parts[:size])) for size in range(1, len(pure.parts) + 1))
 
 
 def read_bundle(folder: Path) -> Bundle:
@@ -130,11 +135,30 @@ def read_bundle(folder: Path) -> Bundle:
     for key, kind in REQUIRED.items():
         if not isinstance(manifest.get(key), kind):
             faults.add(f"{key}: must be {kind.__name__}, found {type(manifest.get(key)).__name__}")
-    for name, entry in manifest.get("adapters", {}).items() if not faults.lines else []:
-        if not isinstance(entry, dict) or entry.get("file") not in manifest["files"]:
-            faults.add(f"adapters.{name}: its file is not in the list of files")
+    if not faults.lines:
+        _check_parts(manifest, faults)
     faults.raise_if_any("Export it again.")
     return Bundle(folder, manifest)
+
+
+def _check_parts(manifest: dict[str, Any], faults: Faults) -> None:
+    if not isinstance(manifest["base"].get("fingerprint"), str):
+        faults.add("base.fingerprint: must be str")
+    for name, entry in manifest["files"].items():
+        if not isinstance(entry, dict) or not isinstance(entry.get("size"), int) \
+                or not isinstance(entry.get("sha256"), str):
+            faults.add(f"files.{name}: must hold size and sha256")
+    try:
+        for group in manifest["slots"].get("lowrank", []):
+            SlotGroup.from_json(group)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        faults.add(f"slots.lowrank: {type(error).__name__}: {error}")
+    for name, entry in manifest["adapters"].items():
+        file = entry.get("file") if isinstance(entry, dict) else None
+        if not isinstance(file, str) or file not in manifest["files"]:
+            faults.add(f"adapters.{name}: its file is not in the list of files")
+        elif not NAME.fullmatch(name) or file != f"adapters/{name}.safetensors":
+            faults.add(f"adapters.{name}", declared=file, found=f"must be adapters/{name}.safetensors")
 
 
 def describe_file(path: Path) -> dict[str, Any]:
@@ -153,6 +177,10 @@ def remove_adapter(folder: Path, name: str) -> None:
     """Take an adapter out: first out of the manifest, then off the disk."""
     bundle = read_bundle(folder)
     path = bundle.adapter_file(name)
+    faults = Faults(f"{folder}: is not as it was exported")
+    if _linked(folder, PurePosixPath(bundle.adapters[name])):
+        faults.add(f"{bundle.adapters[name]}: points outside the bundle")
+    faults.raise_if_any("Export it again.")
     manifest = dict(bundle.manifest)
     file = bundle.adapters[name]
     manifest["adapters"] = {key: entry for key, entry in manifest["adapters"].items() if key != name}

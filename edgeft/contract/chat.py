@@ -8,6 +8,7 @@ from typing import Any
 
 from .data import Render
 from .errors import EdgeftError
+from .files import read_json
 
 MAX_TEMPLATE = 256 << 10
 MAX_TEXT = 8 << 20
@@ -30,7 +31,7 @@ def chat_renderer(template: str, special_tokens: dict[str, str]) -> Render:
     environment.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, **options)
     try:
         compiled = environment.from_string(template)
-    except TemplateError as error:
+    except (TemplateError, RecursionError, MemoryError, SyntaxError) as error:
         raise EdgeftError(f"chat template: cannot be read ({error})") from None
 
     def render(messages: list[dict[str, str]], add_generation_prompt: bool) -> str:
@@ -55,7 +56,7 @@ def _strftime_now(pattern: str) -> str:
 def read_chat_template(folder: Path) -> Render | None:
     """The renderer of a model folder or bundle; None where it has no chat template."""
     config_path = Path(folder) / "tokenizer_config.json"
-    config: dict[str, Any] = json.loads(config_path.read_text()) if config_path.is_file() else {}
+    config: dict[str, Any] = read_json(config_path) if config_path.is_file() else {}
     path = Path(folder) / "chat_template.jinja"
     template = path.read_text(encoding="utf-8") if path.is_file() else config.get("chat_template")
     if not isinstance(template, str):
@@ -63,5 +64,8 @@ def read_chat_template(folder: Path) -> Render | None:
     tokens = {}
     for name in ("bos_token", "eos_token", "unk_token", "pad_token"):
         token = config.get(name)
-        tokens[name] = token["content"] if isinstance(token, dict) else token or ""
+        text = token.get("content") if isinstance(token, dict) else token or ""
+        if not isinstance(text, str):
+            raise EdgeftError(f"{config_path}: {name} must be text, found {token!r}")
+        tokens[name] = text
     return chat_renderer(template, tokens)

@@ -125,11 +125,21 @@ def kind_of(record: Any) -> str:
     for name in wanted:
         if name not in record:
             raise ValueError(f"has {', '.join(map(repr, record)) or 'no keys'} but no {name!r}")
+        if isinstance(record[name], str) and not _is_text(record[name]):
+            raise ValueError(f"{name!r} holds half a character (a lone surrogate)")
         if not isinstance(record[name], str):
             raise ValueError(f"{name!r} must be a string, found {type(record[name]).__name__}")
     if kind in ("pair", "text") and not record[wanted[-1]].strip():
         raise ValueError(f"{wanted[-1]!r} is empty: there is nothing to learn from it")
     return kind
+
+
+def _is_text(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _check_messages(messages: Any) -> None:
@@ -139,6 +149,8 @@ def _check_messages(messages: Any) -> None:
         if not isinstance(message, dict) or not isinstance(message.get("content"), str) \
                 or message.get("role") not in ("system", "user", "assistant"):
             raise ValueError("each message needs a 'role' (system, user or assistant) and a 'content' string")
+        if not _is_text(message["content"]):
+            raise ValueError("a message holds half a character (a lone surrogate)")
     if not any(message["role"] == "assistant" for message in messages):
         raise ValueError("'messages' has no assistant turn: there is nothing to learn from it")
 
@@ -210,7 +222,9 @@ def windows(example: Example, length: int) -> Iterator[Example]:
 def task_names(paths: Sequence[Path]) -> list[str]:
     """A short name per file, with as much of its folder as makes them differ."""
     for depth in range(1, 1 + max(len(path.resolve().parts) for path in paths)):
-        names = ["/".join(path.resolve().with_suffix("").parts[-depth:]) for path in paths]
+        whole = len({path.resolve().with_suffix("") for path in paths}) < len({path.resolve() for path in paths})
+        names = ["/".join((path.resolve() if whole else path.resolve().with_suffix("")).parts[-depth:])
+                 for path in paths]
         if len(set(names)) == len(names):
             return names
     raise UsageError(f"--data names one file twice: {', '.join(map(str, paths))}. Give it a weight instead.")

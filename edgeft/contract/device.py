@@ -46,10 +46,10 @@ class Graph:
     """How a graph for this device is built; `quant` and `block` are also the grid that training uses."""
 
     quant: Literal["fp32", "fp16", "int8", "int4"]
-    block: int
+    block: Literal[16, 32, 64, 128, 256]
     context: int
     shapes: Literal["dynamic", "static"] = "dynamic"
-    slots: list[str] = field(default_factory=lambda: ["lowrank"])
+    slots: list[Literal["lowrank", "scale", "prefix"]] = field(default_factory=lambda: ["lowrank"])
 
 
 @dataclass(frozen=True)
@@ -84,9 +84,9 @@ def read_device(path: Path) -> Device:
     graph = table.get("graph")
     if isinstance(graph, dict) and "sources" in graph:  # a list at the end of a file lands in its last table
         table["sources"] = graph.pop("sources")
-    device: Device = _build(Device, {"name": path.stem, **table}, "", faults)
-    if device and device.graph.block not in (16, 32, 64, 128, 256):
-        faults.add("graph.block", declared=device.graph.block, found="must be 16, 32, 64, 128 or 256")
+    if "name" in table:
+        faults.add("name: unknown key. The file's own name is the device's")
+    device: Device = _build(Device, {**table, "name": path.stem}, "", faults)
     if device and device.limits.budget_mib > device.limits.memory_mib:
         faults.add("limits.budget_mib", declared=device.limits.budget_mib,
                    found=f"more than memory_mib {device.limits.memory_mib}")
@@ -108,6 +108,8 @@ def _build(kind: Any, table: dict[str, Any], where: str, faults: Faults) -> Any:
             continue
         value, wanted = table[item.name], hints[item.name]
         if dataclasses.is_dataclass(wanted):
+            if not isinstance(value, dict):
+                faults.add(name, declared=repr(value), found="must be a table")
             value = _build(wanted, value, f"{name}.", faults) if isinstance(value, dict) else None
             complete = complete and value is not None
         elif not _fits(value, wanted):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import glob
 import hashlib
 import json
 import os
@@ -18,7 +19,7 @@ from .errors import EdgeftError, UsageError
 
 def refuse_existing(path: Path) -> None:
     """Raise if something is at `path` already: nothing of the user's is ever overwritten."""
-    if path.exists() or path.is_symlink():
+    if os.path.lexists(path):
         raise UsageError(f"{path}: already exists. Choose another name, or remove it first.")
 
 
@@ -66,7 +67,8 @@ def disk_errors(target: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR,
+                               errno.EEXIST, errno.ENOTEMPTY, errno.ENAMETOOLONG):
             raise
         raise EdgeftError(f"{target}: cannot be written ({error.strerror}). Nothing was left behind; "
                           "make room or choose another place, then run it again.") from None
@@ -74,14 +76,27 @@ def disk_errors(target: Path) -> Iterator[None]:
 
 def _sweep(final: Path) -> None:
     """Remove stages that a killed process left for this name."""
-    for path in final.parent.glob(f".{final.name}.*-*"):
+    for path in final.parent.glob(f".{glob.escape(final.name)}.*-*"):
         process = re.fullmatch(re.escape(f".{final.name}.") + r"(partial|old)-(\d+)", path.name)
-        if not process or Path(f"/proc/{process[2]}").exists():
+        if not process or _lives(int(process[2])):
             continue
         if process[1] == "old" and not final.exists():
             path.rename(final)  # killed between the two renames: the old one is still the good one
         else:
             shutil.rmtree(path, ignore_errors=True)
+
+
+def _lives(process: int) -> bool:
+    """Whether another process has this number; one with ours is dead (containers give the same one again)."""
+    if process == os.getpid():
+        return False
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def sync_tree(folder: Path) -> None:

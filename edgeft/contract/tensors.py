@@ -17,9 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from .errors import EdgeftError
+from .errors import EdgeftError, Faults
+from .files import read_json
 from .slots import Array
 
+INDEX = "model.safetensors.index.json"
 MAX_HEADER = 32 << 20
 # bfloat16 has no numpy type: its bits are the upper half of a float32
 DTYPES: dict[str, Any] = {
@@ -64,6 +66,8 @@ class TensorFile(Mapping[str, Array]):
                 raise EdgeftError(f"{self.path}: tensor {name!r} {kind}{list(shape)} claims bytes {begin} to {end}, "
                                   f"which its shape or the file ({available} bytes of data) denies")
             position = end
+        if position != available:
+            raise EdgeftError(f"{self.path}: {available - position} bytes belong to no tensor")
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)
@@ -134,6 +138,15 @@ class Weights(Mapping[str, Array]):
         self.folder = Path(folder)
         files = [TensorFile(path) for path in _weight_files(self.folder)]
         self._where = {name: file for file in files for name in file}
+        index = self.folder / INDEX
+        if index.is_file():
+            faults = Faults(f"{index}: does not agree with its files")
+            where = _shards(index)
+            for name in sorted(where.keys() | self._where.keys()):
+                found = self._where[name].path.name if name in self._where else None
+                if where.get(name) != found:
+                    faults.add(repr(name), declared=where.get(name), found=found)
+            faults.raise_if_any("Download the base again.")
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._where)
@@ -163,10 +176,18 @@ class Weights(Mapping[str, Array]):
         return digest.hexdigest()
 
 
+def _shards(index: Path) -> dict[str, str]:
+    """Tensor names -> files, as a sharded folder's index holds them."""
+    where = read_json(index).get("weight_map")
+    if not isinstance(where, dict) or not where or not all(isinstance(name, str) for name in where.values()):
+        raise EdgeftError(f"{index}: weight_map must map tensor names to files")
+    return where
+
+
 def _weight_files(folder: Path) -> list[Path]:
-    index = folder / "model.safetensors.index.json"
+    index = folder / INDEX
     if index.is_file():
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        names = sorted(set(_shards(index).values()))
         if any(Path(name).name != name for name in names):
             raise EdgeftError(f"{index}: names files outside its folder: {names}")
         return [folder / name for name in names]

@@ -20,7 +20,7 @@ from .grammar import RULES, scene
 from .phrase import Scene, choose, number, plural, spoken_time
 from .words import DAYS, FOODS, MATERIALS, PRODUCE, THINGS
 
-TRAIN_LINES = 2400
+TRAIN_LINES = 6000
 TEST_LINES = 300
 HELD_OUT = 8
 REPAIRED = 0.06

@@ -108,7 +108,6 @@ def test_a_file_that_cannot_be_read(tmp_path):
             read_records(path)
 
 
-@pytest.mark.xfail(strict=True, reason="bug: half a character (a lone surrogate) ends in a tokenizer's traceback")
 @pytest.mark.parametrize("record", [{"text": "HALF"}, {"prompt": "HALF", "completion": "c"},
                                     {"messages": [{"role": "assistant", "content": "HALF"}]}], ids=list)
 def test_text_that_no_tokenizer_takes(tmp_path, record):
@@ -266,6 +265,5 @@ def test_one_file_twice_has_no_name(tmp_path):
         task_names([tmp_path / "x.jsonl", tmp_path / "a" / ".." / "x.jsonl"])
 
 
-@pytest.mark.xfail(strict=True, reason="bug: two files that differ in their ending are called one file")
 def test_files_that_differ_in_their_ending(tmp_path):
     assert len(set(task_names([tmp_path / "x.jsonl", tmp_path / "x.txt"]))) == 2

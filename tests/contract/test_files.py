@@ -111,7 +111,6 @@ def test_killed_after_both_renames_the_new_one_stays(tmp_path):
     assert (tmp_path / "out" / "file").read_text() == "new"
 
 
-@pytest.mark.xfail(strict=True, reason="bug: FileExistsError where the killed process had our number")
 def test_a_killed_process_with_our_number(tmp_path):
     """In a container every process may have the same number as the one that was killed."""
     (tmp_path / f".out.partial-{os.getpid()}").mkdir()
@@ -120,7 +119,6 @@ def test_a_killed_process_with_our_number(tmp_path):
     assert names(tmp_path) == ["out"]
 
 
-@pytest.mark.xfail(strict=True, reason="bug: the name is used as a glob pattern")
 def test_a_name_with_brackets_is_swept_too(tmp_path):
     (tmp_path / f".o[u]t.partial-{dead_process()}").mkdir()
     with staged(tmp_path / "o[u]t"):
@@ -158,7 +156,6 @@ def test_a_disk_that_fails_at_the_flush_leaves_nothing(tmp_path, monkeypatch, co
     assert names(tmp_path) == []
 
 
-@pytest.mark.xfail(strict=True, reason="bug: FileExistsError is not among the disk's errors")
 def test_a_folder_below_a_file(tmp_path):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(EdgeftError, match="cannot be written"), staged(tmp_path / "file" / "out"):
@@ -166,7 +163,6 @@ def test_a_folder_below_a_file(tmp_path):
     assert (tmp_path / "file").read_text() == "mine"
 
 
-@pytest.mark.xfail(strict=True, reason="bug: ENAMETOOLONG is not among the disk's errors")
 def test_a_name_that_is_too_long(tmp_path):
     with pytest.raises(EdgeftError), staged(tmp_path / ("x" * 300)):
         pytest.fail("must not get here")
