@@ -19,7 +19,7 @@ from edgeft.contract.files import read_json
 
 MARK = ".edgeft-demo"  # a folder with this in it is ours to replace
 SHOWN = 5
-TRAINING = ["--epochs", "2", "--r", "32", "--lora-alpha", "64", "--batch-size", "32", "--lr", "4e-3", "--holdout", "0"]
+TRAINING = ["--epochs", "1", "--r", "32", "--lora-alpha", "64", "--batch-size", "16", "--lr", "3e-3", "--holdout", "0"]
 
 
 def run_demo(out: Path, device: str) -> None:

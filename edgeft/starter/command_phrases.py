@@ -24,14 +24,13 @@ PARTS = (
     "in the afternoon")),
     (24, ("pm", "in the evening", "in the evening")),
 )  # fmt: skip
-REPAIRS = "[no sorry|no wait|sorry I mean|I mean|no make that|uh no]"
 # What may stand before and after a request; only orders go with "could you".
 FILLERS = {
     "order": (
         "[|||||please |can you |could you please |hey |okay |um |uh |hey can you |so um |would you |I need "
         "you to |listen "
         "|right |okay so |go ahead and |do me a favour and |could you |I would like you to ]",
-        "[||||||| please| thanks| thank you| if you can]",
+        "[||||||| please| thanks| thank you]",
     ),
     "other": ("[||||hey |um |okay |so |uh |sorry |right |well |okay so ]", "[||||||| please| thanks| thank you]"),
 }

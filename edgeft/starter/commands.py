@@ -15,15 +15,14 @@ from collections.abc import Callable
 from random import Random
 from typing import Any
 
-from .command_phrases import EVENTS, FILLERS, FORMS, LABELS, MESSAGES, ORDERS, PARTS, REPAIRS, ROOMS, TASKS
+from .command_phrases import EVENTS, FILLERS, FORMS, LABELS, MESSAGES, ORDERS, PARTS, ROOMS, TASKS
 from .grammar import RULES, scene
 from .phrase import Scene, choose, number, plural, spoken_time
 from .words import DAYS, FOODS, MATERIALS, PRODUCE, THINGS
 
-TRAIN_LINES = 6000
+TRAIN_LINES = 12000
 TEST_LINES = 300
 HELD_OUT = 8
-REPAIRED = 0.06
 
 
 def _artist(rng: Random) -> str:
@@ -64,19 +63,19 @@ def _pair(drawn: Scene, slot: str, said: Any, value: Any) -> None:
 
 
 def _time(drawn: Scene) -> None:
-    """A clock time: 12-hour speech with or without a part of the day, `HH:MM` in the command."""
+    """A clock time as people say it; `6:30 am` in the command, without am or pm where no part of the day is said."""
     rng = drawn.rng
     if rng.random() < 0.05:
-        return _pair(drawn, "time", *rng.choice((("noon", "12:00"), ("midnight", "00:00"))))
+        return _pair(drawn, "time", *rng.choice((("noon", "12:00 pm"), ("midnight", "12:00 am"))))
     minute = rng.choice((0, 0, 30, 15, 45, rng.randrange(0, 60, 5), rng.randrange(60)))
     hour = rng.randrange(24)
     said = spoken_time(rng, hour, minute)
     parts = next(parts for until, parts in PARTS if hour < until)
-    # A time without its part of the day is taken as it is said: half past six is 06:30.
-    part = rng.choice(("", *parts)) if 1 <= hour <= 12 else rng.choice(parts)
+    part = rng.choice(("", *parts))
+    half = f" {'am' if hour < 12 else 'pm'}" if part else ""
     if part in ("am", "pm"):
         said = said.replace(" o'clock", "")
-    return _pair(drawn, "time", f"{said} {part}".strip(), f"{hour:02d}:{minute:02d}")
+    return _pair(drawn, "time", f"{said} {part}".strip(), f"{(hour - 1) % 12 + 1}:{minute:02d}{half}")
 
 
 def _date(drawn: Scene) -> None:
@@ -118,18 +117,6 @@ def _goods(drawn: Scene) -> None:
     _pair(drawn, "goods", joint.join(said[:-1]) + (" and " if said[1:] else "") + said[-1], wanted)
 
 
-def _repair(drawn: Scene, phrase: str) -> None:
-    """Let the speaker say a wrong value first and correct it; the command has the right one."""
-    rng = drawn.rng
-    for slot in ("person", "minutes", "degrees", "time", "goal", "song"):
-        if f"{{{slot}}}" in phrase:
-            other = _scene(rng)
-            wrong = other["title"] if slot == "song" else other[slot]
-            if wrong != drawn[slot]:
-                drawn[slot] = f"{wrong} {choose(rng, REPAIRS)} {drawn[slot]}"
-            return
-
-
 def _scene(rng: Random) -> Scene:
     """A scene with every normalised slot set."""
     drawn = Scene(rng, RULES_HERE, **scene(rng))
@@ -153,8 +140,6 @@ def _line(rng: Random) -> dict[str, str]:
     command: dict[str, Any] = {"intent": intent}
     for key, slot in fields:
         command[key] = drawn[slot[1:-1]] if slot.startswith("{#") else drawn.say(slot)
-    if rng.random() < REPAIRED:
-        _repair(drawn, phrase)
     before, after = FILLERS["order" if phrase.split()[0] in ORDERS else "other"]
     prompt = choose(rng, before) + phrase.format_map(drawn) + choose(rng, after)
     return {"prompt": prompt, "completion": json.dumps(command, ensure_ascii=False)}
