@@ -17,8 +17,7 @@ loop and a key/value cache; the bundle is asked through `edgeft.run.load(...).ge
 
 float32 bundles must be equal: all answers, and a largest difference of at most 1e-3; that decides the exit code. For
 int8 and int4 the same numbers are reported beside the loss on e2e/test by `edgeft eval` of the bundle and of the
-float run. lora-grid is trained with --device, on the device's own int4 grid; its float column is the adapter on the
-float base, for which it was not trained.
+float run. lora-grid is trained with --device, on the device's own int4 grid, and its run is evaluated on that grid.
 """
 
 from __future__ import annotations

@@ -183,23 +183,32 @@ def _chat_segments(messages: list[dict[str, str]], render: Render) -> list[Segme
     return parts
 
 
+def encode_text(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Token ids with the tokenizer's own special tokens; a template that writes <s> itself does not get two."""
+    ids = tokenizer.encode(text, add_special_tokens=True).ids
+    if len(ids) > 1 and ids[0] == ids[1] and tokenizer.encode(text, add_special_tokens=False).ids == ids[1:]:
+        return ids[1:]
+    return ids
+
+
 def encode(tokenizer: Tokenizer, parts: Sequence[Segment], eos: int | None) -> Example:
     """Tokenize segments so that the prompt's ids are exactly what the runner will feed.
 
     The text before a boundary is always tokenized by itself: where a merge would cross the boundary, the rest
-    is tokenized apart instead. `eos` ends a line whose last segment carries loss.
+    is tokenized apart instead. `eos` ends a line whose last segment carries loss and does not hold it already.
     """
     ids: list[int] = []
     mask: list[bool] = []
+    fresh: list[int] = []
     done = ""
     for text, learn in parts:
-        whole = tokenizer.encode(done + text, add_special_tokens=True).ids
+        whole = encode_text(tokenizer, done + text)
         fresh = whole[len(ids):] if whole[: len(ids)] == ids \
             else tokenizer.encode(text, add_special_tokens=False).ids
         ids += fresh
         mask += [learn] * len(fresh)
         done += text
-    if eos is not None and mask and mask[-1] and ids[-1] != eos:
+    if eos is not None and mask and mask[-1] and eos not in fresh:
         ids.append(eos)
         mask.append(True)
     if mask and mask[0]:  # nothing predicts the first token

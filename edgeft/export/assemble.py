@@ -242,7 +242,9 @@ class Assembly:
     def _fill_rest(self) -> None:
         """Norms, biases and float tables: numbers for every initializer that has none yet."""
         for name, value in list(self.graph.initializers.items()):
-            if not value.uses() and value not in self.graph.inputs:
+            if value.is_graph_input():
+                continue  # a slot's zeros
+            if not value.uses():
                 del self.graph.initializers[name]
             elif value.const_value is None:
                 kind = np.float16 if value.dtype == ir.DataType.FLOAT16 else np.float32

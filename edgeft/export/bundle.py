@@ -25,7 +25,7 @@ from edgeft.contract.bundle import (
 )
 from edgeft.contract.device import Cpu, Device, Graph, Limits, Run
 from edgeft.contract.errors import EdgeftError, Faults, UsageError
-from edgeft.contract.files import disk_errors, refuse_existing, scratch, staged, sync_tree, write_json
+from edgeft.contract.files import disk_errors, link_or_copy, refuse_existing, scratch, staged, sync_tree, write_json
 
 from .adapters import lower, merge_weight, write_adapter
 from .assemble import Assembly
@@ -87,8 +87,7 @@ def add(bundle_folder: Path, source: Path, name: str, *, host: Host, base: str |
     manifest = {**bundle.manifest}
     with scratch(bundle_folder) as stage:  # a second name for every file, so that the bundle itself stays whole
         for file in manifest["files"]:
-            (stage / file).parent.mkdir(exist_ok=True)
-            os.link(bundle_folder / file, stage / file)
+            link_or_copy(bundle_folder / file, stage / file)
         file = _write_adapter(job, weights, bundle.slots, stage, ["lowrank"])
         manifest["adapters"] = {**manifest["adapters"], name: _adapter_entry(job)}
         _write_manifest(stage, manifest)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -32,7 +33,10 @@ class Oracle:
         """Load what was learned the way its own library does: that is what the bundle is compared with."""
         if artifact.kind == "peft":
             try:
-                self.model = PeftModel.from_pretrained(self.base, str(artifact.folder), local_files_only=True).eval()
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # of tied heads: the comparison tells whether all is well
+                    self.model = PeftModel.from_pretrained(self.base, str(artifact.folder), local_files_only=True)
+                self.model.eval()
             except (ValueError, RuntimeError, TypeError, KeyError) as error:
                 raise EdgeftError(f"{artifact.folder}: PEFT cannot load it on this base "
                                   f"({' '.join(str(error).split())[:300]})") from None
@@ -56,7 +60,9 @@ class Oracle:
     def fold(self) -> None:
         """Merge the adapter by PEFT's own code."""
         if isinstance(self.model, PeftModel):
-            self.base = self.model.merge_and_unload()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                self.base = self.model.merge_and_unload()
             self.model = self.base
 
     @torch.inference_mode()

@@ -18,7 +18,7 @@ import onnx_ir as ir
 
 from edgeft.contract.bundle import GRAPH, MANIFEST, describe_file
 from edgeft.contract.errors import EdgeftError, Faults
-from edgeft.contract.files import scratch, write_json
+from edgeft.contract.files import link_or_copy, scratch, write_json
 from edgeft.contract.tensors import TensorFile
 
 from .oracle import Oracle
@@ -120,9 +120,8 @@ def exact_copy(bundle: Path) -> Iterator[Path]:
     manifest = json.loads((bundle / MANIFEST).read_text())
     with scratch(bundle / "exact") as folder:
         for name in manifest["files"]:
-            (folder / name).parent.mkdir(exist_ok=True)
             if name != GRAPH:
-                os.link(bundle / name, folder / name)
+                link_or_copy(bundle / name, folder / name)
         model = ir.load(bundle / GRAPH)
         for node in model.graph:
             if "accuracy_level" in node.attributes:

@@ -14,7 +14,7 @@ from tokenizers.decoders import DecodeStream
 
 from edgeft.contract.bundle import read_bundle
 from edgeft.contract.chat import read_chat_template
-from edgeft.contract.data import PromptFormat
+from edgeft.contract.data import PromptFormat, encode_text
 from edgeft.contract.errors import EdgeftError, UsageError
 
 from .adapters import Adapter, Shelf
@@ -102,7 +102,7 @@ class Model:
             raise EdgeftError(f"{self.bundle.folder}: has no chat template; give the prompt as text.")
         else:
             text = self.render([dict(message) for message in prompt], True)
-        return list(self.tokenizer.encode(text).ids)
+        return encode_text(self.tokenizer, text)
 
     def generate(self, prompt: str | Messages, *, adapters: Adapters | None = None, **options: Any) -> Generation:
         """Answer one prompt.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -134,7 +135,9 @@ def _train(job: Job, settings: TrainSettings, resume: bool) -> dict[str, Any]:
     measured = evaluation.measure(objective, settings.tokens_per_pass)
     record = _record(job, base, tasks, prompt_format(tasks, settings.separator), state, measured, plan, rate,
                      _samples(evaluation, tasks, base), grid)
-    write_run(job, base, accelerator.unwrap_model(model), record)
+    if accelerator.is_main_process:
+        write_run(job, base, accelerator.unwrap_model(model), record)
+    accelerator.wait_for_everyone()
     return record
 
 
@@ -147,13 +150,14 @@ class _Loop:
         self.job, self.accelerator, self.model, self.optimizer = job, accelerator, model, optimizer
         self.objective, self.tasks, self.evaluation, self.plan = objective, tasks, evaluation, plan
         self.rate, self.state = rate, state
-        self.log = (job.out / "metrics.jsonl").open("a", encoding="utf-8")
+        self.main = accelerator.is_main_process
+        self.log = (job.out / "metrics.jsonl" if self.main else Path(os.devnull)).open("a", encoding="utf-8")
 
     def run(self, first: int) -> None:
         settings = self.job.settings
         self.model.train()
         with self.log, tqdm(total=len(self.plan), initial=first, unit="step", desc=self.job.method.name,
-                            dynamic_ncols=True, disable=not sys.stderr.isatty()) as bar:
+                            dynamic_ncols=True, disable=not (self.main and sys.stderr.isatty())) as bar:
             for step in range(first, len(self.plan)):
                 start = time.perf_counter()
                 loss, tokens, norm = self.step(step)
@@ -164,7 +168,7 @@ class _Loop:
                 if settings.eval_every and (step + 1) % settings.eval_every == 0:
                     self.write({"step": step + 1,
                                 "eval": self.evaluation.measure(self.objective, settings.tokens_per_pass)})
-                if (step + 1) % settings.save_every == 0 and step + 1 < len(self.plan):
+                if (step + 1) % settings.save_every == 0 and step + 1 < len(self.plan) and self.main:
                     checkpoint.save(self.job.out / "checkpoints", step + 1,
                                     self.accelerator.unwrap_model(self.model), self.optimizer.optimizer,
                                     self.state, settings.keep)
@@ -201,7 +205,7 @@ class _Loop:
                     "tokens_per_s": round(speed, 1)})
         bar.set_postfix_str(f"loss {self.state['loss']:.3f}, {speed:,.0f} tok/s", refresh=False)
         bar.update()
-        if bar.disable and (step % max(1, len(self.plan) // 10) == 0 or step == len(self.plan)):
+        if self.main and bar.disable and (step % max(1, len(self.plan) // 10) == 0 or step == len(self.plan)):
             _say(f"step {step}/{len(self.plan)}  loss {self.state['loss']:.3f}  {speed:,.0f} tokens/s")
 
     def write(self, values: dict[str, Any]) -> None:
