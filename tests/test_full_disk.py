@@ -10,7 +10,8 @@ import pytest
 
 from tests.conftest import train_run
 
-INSIDE = 'mount -t tmpfs -o size="$1" tmpfs "$2" && shift && disk="$1" && shift && "$@"; code=$?; ls -A "$disk" >&2; exit $code'
+INSIDE = """mount -t tmpfs -o size="$1" tmpfs "$2" && shift && disk="$1" && shift && "$@"
+code=$?; ls -A "$disk" >&2; exit $code"""
 
 
 def on_small_disk(size: str, disk: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
@@ -45,7 +46,6 @@ def test_training_on_a_full_disk(base: Path, data: Path, tmp_path: Path, size: s
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert "No space left" in done.stderr
-    assert "Nothing was left behind" not in done.stderr or size == "64k"
 
 
 def test_a_disk_large_enough_is_no_problem(base: Path, data: Path, tmp_path: Path) -> None:

@@ -70,8 +70,8 @@ def disk_errors(target: Path) -> Iterator[None]:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR,
                                errno.EEXIST, errno.ENOTEMPTY, errno.ENAMETOOLONG):
             raise
-        raise EdgeftError(f"{target}: cannot be written ({error.strerror}). Nothing was left behind; "
-                          "make room or choose another place, then run it again.") from None
+        raise EdgeftError(f"{target}: cannot be written ({error.strerror}). Make room or choose another "
+                          "place, then run it again.") from None
 
 
 def _sweep(final: Path) -> None:

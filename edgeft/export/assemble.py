@@ -52,6 +52,7 @@ class Assembly:
         self.store = Store(base.model)
         self.groups = find_groups(base)
         self._gates: dict[int, ir.Value] = {}
+        self._slot_inputs: set[str] = set()
         self._grids: dict[str, Grid] = {}
 
     @property
@@ -206,6 +207,7 @@ class Assembly:
         value.const_value = ir.tensor(np.full(shape, fill, np.float32), name=name)
         self.graph.inputs.append(value)
         self.graph.register_initializer(value)
+        self._slot_inputs.add(name)
         return value
 
     def _split(self, group: Group, result: ir.Value, nodes: list[ir.Node]) -> list[ir.Value]:
@@ -242,8 +244,8 @@ class Assembly:
     def _fill_rest(self) -> None:
         """Norms, biases and float tables: numbers for every initializer that has none yet."""
         for name, value in list(self.graph.initializers.items()):
-            if value.is_graph_input():
-                continue  # a slot's zeros
+            if name in self._slot_inputs:
+                continue  # zeros, in the graph's own file
             if not value.uses():
                 del self.graph.initializers[name]
             elif value.const_value is None:

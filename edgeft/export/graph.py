@@ -89,7 +89,10 @@ def _from_mobius(config: transformers.PretrainedConfig, source: Source) -> BaseG
         return None  # learned positions come as an input there; a trace derives them from the mask
     tensors = {name: torch.empty(source.shape(name), device="meta") for name in source}
     module = mobius.registry.get(config.model_type)(package.config)
-    mapped = module.preprocess_weights(dict(tensors))
+    try:
+        mapped = module.preprocess_weights(dict(tensors))
+    except (ValueError, KeyError, RuntimeError):  # it looks for weights under other names than this base has
+        return None
     origins = {name: _origin(tensor, tensors) for name, tensor in mapped.items() if name in model.graph.initializers}
     for name, value in model.graph.initializers.items():
         origin = origins.get(name)

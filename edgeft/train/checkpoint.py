@@ -7,12 +7,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 from torch import nn
 
 from edgeft.contract.errors import EdgeftError
 from edgeft.contract.files import read_json, staged, write_json
+from edgeft.contract.tensors import TensorFile, write_tensors
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -32,8 +33,8 @@ def save(folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optim
     if torch.cuda.is_available():
         tensors["random.cuda"] = torch.cuda.get_rng_state()
     with staged(folder / f"step-{step:08d}", replace=True) as stage:
-        save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()},
-                  stage / "state.safetensors")
+        write_tensors(stage / "state.safetensors", {name: value.detach().cpu().numpy()
+                                                    for name, value in tensors.items()})
         write_json(stage / "state.json", {"step": step, **state})
     for old in sorted(folder.glob("step-*"))[:-keep]:
         shutil.rmtree(old)
@@ -46,7 +47,8 @@ def latest(folder: Path) -> Path | None:
 
 def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """Put a checkpoint back into model, optimizer and random state; returns what `save` was given as state."""
-    tensors = load_file(path / "state.safetensors")
+    file = TensorFile(path / "state.safetensors")
+    tensors = {name: torch.from_numpy(np.array(file[name])) for name in file}
     parameters = trainable(model)
     stored = {name.removeprefix("weight.") for name in tensors if name.startswith("weight.")}
     if stored != set(parameters):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import re
 import shutil
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peft import PeftModel
+from safetensors import SafetensorError
 from torch import nn
 
 from edgeft import __version__
@@ -29,7 +31,13 @@ def write_run(job: Job, base: Base, model: nn.Module, record: dict[str, Any]) ->
     """Finish the run folder; without edgeft.json it does not count as ended."""
     with tempfile.TemporaryDirectory(prefix=".final-", dir=job.out) as name:
         stage = Path(name)
-        _write_weights(stage, job, base, model)
+        try:
+            _write_weights(stage, job, base, model)
+        except SafetensorError as error:  # its I/O errors are no OSError; they end in "(os error 28)"
+            code = re.search(r"os error (\d+)", str(error))
+            if code is None:
+                raise
+            raise OSError(int(code[1]), os.strerror(int(code[1]))) from None
         for path in stage.iterdir():
             path.chmod(0o644)  # safetensors writes for the owner alone
         sync_tree(stage)
