@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from edgeft.contract.errors import UsageError
+from edgeft.contract.memory import peak_mib
 
-from .model import Model, peak_mib
+from .model import Model
 
 
 def bench(bundle: Path, adapters: Mapping[str, float] | None, *, prompt_tokens: int = 128, new_tokens: int = 128,

@@ -16,6 +16,7 @@ from edgeft.contract.bundle import read_bundle
 from edgeft.contract.chat import read_chat_template
 from edgeft.contract.data import PromptFormat, encode_text
 from edgeft.contract.errors import EdgeftError, UsageError
+from edgeft.contract.memory import peak_mib
 
 from .adapters import Adapter, Shelf
 from .sampling import Sampler
@@ -228,16 +229,3 @@ class _Row:
 def _overlap(text: str, stops: Sequence[str]) -> int:
     """How much of the text's end could be the start of a stop text: it is held back until known."""
     return max((size for stop in stops for size in range(1, len(stop)) if text.endswith(stop[:size])), default=0)
-
-
-def peak_mib() -> float:
-    """Peak resident memory of this process in MiB; 0.0 where the system does not tell."""
-    try:
-        found = re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())
-        return int(found[1]) / 1024 if found else 0.0
-    except OSError:
-        try:
-            import resource
-        except ImportError:
-            return 0.0
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from edgeft.contract.memory import peak_mib
 from edgeft.contract.tensors import write_tensors
 
-from .model import Model, peak_mib
+from .model import Model
 
 
 def answer(model: Model, ids: list[int], forced: list[int], new: int, adapters: dict[str, float]) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from edgeft.contract.data import Example, PromptFormat, read_records, task_names
 from edgeft.contract.device import Device
 from edgeft.contract.errors import EdgeftError, UsageError
 from edgeft.contract.files import disk_errors, read_json, write_json
+from edgeft.contract.memory import peak_mib
 from edgeft.options import to_json
 
 from . import checkpoint
@@ -33,7 +34,7 @@ from .base import Base, load_base
 from .grid import check_frozen, grid_of, put_on_grid
 from .mixture import Ref, Task, check_tokens, count, load_tasks, passes, plan_batches, prompt_format, tokenize
 from .objective import Objective, mean_loss
-from .run_folder import peak_mib, write_run
+from .run_folder import write_run
 from .settings import TrainSettings
 
 SETTINGS = "settings.json"

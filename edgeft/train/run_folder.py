@@ -73,12 +73,3 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
-
-
-def peak_mib() -> float:
-    """Peak resident memory of this process in MiB, from /proc; 0.0 where there is none."""
-    try:
-        found = re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())
-    except OSError:
-        found = None
-    return int(found[1]) / 1024 if found else 0.0

@@ -267,3 +267,19 @@ def test_one_file_twice_has_no_name(tmp_path):
 
 def test_files_that_differ_in_their_ending(tmp_path):
     assert len(set(task_names([tmp_path / "x.jsonl", tmp_path / "x.txt"]))) == 2
+
+
+def test_a_template_that_writes_the_first_token_itself_gets_one():
+    """Chat templates often begin with <s>, and the tokenizer puts one in front as well."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    from edgeft.contract.data import encode_text
+
+    tokenizer = Tokenizer(models.WordLevel({"<unk>": 0, "<s>": 1, "a": 2}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.add_special_tokens(["<s>"])
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    assert encode_text(tokenizer, "<s> a") == [1, 2]
+    assert encode_text(tokenizer, "a") == [1, 2]
+    assert encode_text(tokenizer, "a a") == [1, 2, 2]
+    assert tokenizer.encode("<s> a").ids == [1, 1, 2]
