@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import tomllib
 from collections.abc import Sequence
@@ -101,6 +102,9 @@ def _train(name: str) -> Any:
         for key in ("base", "data"):
             if not shared[key]:
                 raise UsageError(f"edgeft train {name}: --{key} is missing.")
+        for key, value in shared.items():
+            if not isinstance(value, (str, list, tuple, type(None))):
+                raise UsageError(f"edgeft train {name}: {key} must be text, found {value!r}")
         known = set(method.Options.__dataclass_fields__)
         own = options.resolve(method.Options, *[{k: v for k, v in layer.items() if k in known} for layer in layers],
                               who=f"edgeft train {name}")
@@ -289,7 +293,7 @@ def run_command(bundle: Path, prompt: str, adapter: tuple[str, ...], as_json: bo
 
     wanted = _adapters(adapter)
     model = load(bundle, threads=threads)
-    text = sys.stdin.read() if prompt == "-" else prompt
+    text = sys.stdin.read().removesuffix("\n") if prompt == "-" else prompt
     if as_json:
         _json(model.generate(text, adapters=wanted, **sampling).to_json())
         return
@@ -409,6 +413,8 @@ def _table(rows: Sequence[tuple[str, ...]]) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; a user's mistake is one message and exit code 1 or 2."""
+    # OpenMP's threads spin while they wait; without a bound, another program on the machine costs a factor of ten
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     try:
         code = cli.main(args=arguments, prog_name="edgeft", standalone_mode=False)
     except EdgeftError as error:

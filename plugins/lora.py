@@ -25,18 +25,20 @@ class LoraOptions:
     """Named as in PEFT's LoraConfig."""
 
     r: int = _option(8, "Rank.", "--rank")
-    lora_alpha: int = _option(16, "Scale: the change is multiplied by alpha / rank.", "--alpha")
+    lora_alpha: float = _option(16, "Scale: the change is multiplied by alpha / rank.", "--alpha")
     lora_dropout: float = _option(0.0, "Dropout before A, in training only.")
     target_modules: tuple[str, ...] = _option(("all-linear",), "Names or one regular expression of the layers; "
                                               "all-linear: every linear layer but the head.")
     exclude_modules: tuple[str, ...] = _option((), "Layers to leave out.")
     layers_to_transform: tuple[int, ...] = _option((), "Only these layers, by index.")
     rank_pattern: dict[str, int] = _option({}, "Other ranks for some layers: name=rank.")
-    alpha_pattern: dict[str, int] = _option({}, "Other alphas for some layers: name=alpha.")
+    alpha_pattern: dict[str, float] = _option({}, "Other alphas for some layers: name=alpha.")
     use_rslora: bool = _option(False, "Scale by alpha / sqrt(rank) (https://arxiv.org/abs/2312.03732).", "--rslora")
     fan_in_fan_out: bool = _option(False, "The base stores its weights as [in, out] (gpt2); found by itself.")
 
     def __post_init__(self) -> None:
+        if not all(self.alpha_pattern.values()) or not self.lora_alpha:
+            raise ValueError("lora_alpha must not be 0: the adapter would do nothing")
         for name, rank in {"r": self.r, **self.rank_pattern}.items():
             if rank < 1:
                 raise ValueError(f"rank of {name} must be at least 1, found {rank}")
@@ -56,7 +58,8 @@ class Lora(Method[LoraOptions]):
 
         given = {name: value for name, value in vars(options).items() if value not in ((), {})}
         targets = list(options.target_modules)
-        given["target_modules"] = targets[0] if len(targets) == 1 and not targets[0].isidentifier() else targets
+        pattern = len(targets) == 1 and (targets[0] == "all-linear" or set(targets[0]) & set(r"*+?()[]{}|\^$"))
+        given["target_modules"] = targets[0] if pattern else targets
         for name in ("exclude_modules", "layers_to_transform"):
             if name in given:
                 given[name] = list(given[name])

@@ -80,6 +80,11 @@ def read_artifact(folder: Path) -> Artifact:
     if not folder.is_dir():
         raise UsageError(f"{folder}: there is no such folder.")
     record = read_json(folder / RECORD) if (folder / RECORD).is_file() else {}
+    ours = (folder / "settings.json").is_file() or ((folder / "checkpoints").is_dir() and not (
+        folder / "config.json").is_file())
+    if ours and not record:  # its weights may be there already: edgeft.json comes last
+        raise UsageError(f"{folder}: this training has not ended. Go on with "
+                         f"`edgeft train ... --out {folder} --resume`.")
     if (folder / PEFT_CONFIG).is_file():
         return Artifact(folder, "peft", record)
     if (folder / LEARNED).is_file() and record:
@@ -88,8 +93,5 @@ def read_artifact(folder: Path) -> Artifact:
         return Artifact(folder, "model", record)
     if (folder / "bundle.json").is_file():
         raise UsageError(f"{folder}: is a bundle already. `edgeft run {folder}` runs it.")
-    if (folder / "checkpoints").is_dir() or (folder / "settings.json").is_file():
-        raise UsageError(f"{folder}: this training has not ended. Go on with "
-                         f"`edgeft train ... --out {folder} --resume`.")
     raise UsageError(f"{folder}: is neither a run of edgeft, nor a PEFT folder (adapter_config.json), nor a "
                      "Hugging Face model folder (config.json).")

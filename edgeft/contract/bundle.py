@@ -141,6 +141,25 @@ def read_bundle(folder: Path) -> Bundle:
     return Bundle(folder, manifest)
 
 
+def check_runnable(bundle: Bundle) -> None:
+    """What the runner relies on beyond the manifest's shape; EdgeftError lists all that is missing."""
+    manifest = bundle.manifest
+    device, graph = manifest["device"], manifest["graph"]
+    faults = Faults(f"{bundle.folder}: cannot be run")
+    if not isinstance(device.get("cpu"), dict) or not isinstance(device["cpu"].get("threads"), int) \
+            or not isinstance(device.get("run"), dict) or not {"provider", "options"} <= device["run"].keys():
+        faults.add("device: must hold cpu.threads, run.provider and run.options")
+    if graph.get("cache") not in ("shared", "growing"):
+        faults.add("graph.cache", declared=graph.get("cache"), found="must be shared or growing")
+    for key in ("quant", "parity"):
+        if not isinstance(manifest.get(key), dict):
+            faults.add(f"{key}: must be dict, found {type(manifest.get(key)).__name__}")
+    for name in (GRAPH, GRAPH_DATA, "tokenizer.json"):
+        if name not in manifest["files"]:
+            faults.add(f"files: {name} is not listed, so it cannot be checked")
+    faults.raise_if_any("Export it again.")
+
+
 def _check_parts(manifest: dict[str, Any], faults: Faults) -> None:
     if not isinstance(manifest["base"].get("fingerprint"), str):
         faults.add("base.fingerprint: must be str")
@@ -185,6 +204,10 @@ def remove_adapter(folder: Path, name: str) -> None:
     file = bundle.adapters[name]
     manifest["adapters"] = {key: entry for key, entry in manifest["adapters"].items() if key != name}
     manifest["files"] = {key: entry for key, entry in manifest["files"].items() if key != file}
+    parity = manifest.get("parity", {})
+    manifest["parity"] = {
+        **parity, "adapters": {key: entry for key, entry in parity.get("adapters", {}).items() if key != name},
+        "replay": [item for item in parity.get("replay", []) if name not in item["adapters"]]}
     if manifest.get("default_adapter") == name:
         manifest["default_adapter"] = None
     with disk_errors(folder):

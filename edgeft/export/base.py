@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import transformers
@@ -62,19 +62,29 @@ class Base:
         """The torch model, float32."""
         gc.collect()
         try:
-            return self.model_class.from_pretrained(self.folder, dtype=torch.float32, local_files_only=True).eval()
+            loaded: Any = self.model_class.from_pretrained(self.folder, dtype=torch.float32, local_files_only=True,
+                                                           output_loading_info=True)
         except (ValueError, RuntimeError, OSError) as error:
             raise EdgeftError(f"base {self.name!r}: transformers cannot load it "
                               f"({str(error).splitlines()[0]})") from None
 
+        model, info = loaded
+        lacking = sorted(map(str, info["missing_keys"]))
+        if lacking:
+            raise EdgeftError(f"base {self.name!r}: its weights lack {', '.join(lacking[:3])}.")
+        model.eval()
+        return cast(PreTrainedModel, model)
+
     def tokenizer(self) -> Any:
         """The fast tokenizer."""
         try:
-            tokenizer = AutoTokenizer.from_pretrained(self.folder, local_files_only=True)
+            tokenizer = AutoTokenizer.from_pretrained(self.folder, local_files_only=True, trust_remote_code=False)
         except Exception as error:
             raise EdgeftError(f"base {self.name!r}: has no tokenizer ({str(error).splitlines()[0]})") from None
         if not tokenizer.is_fast:
             raise EdgeftError(f"base {self.name!r}: has only a slow tokenizer; the device needs a tokenizer.json.")
+        tokenizer.backend_tokenizer.no_truncation()  # some folders keep what they were last called with
+        tokenizer.backend_tokenizer.no_padding()
         return tokenizer
 
 
@@ -84,7 +94,10 @@ def open_base(name: str) -> Base:
     hf_logging.disable_progress_bar()
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")  # PEFT 0.21 asks transformers so
     folder = find_base(name)
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (ValueError, OSError, KeyError) as error:
+        raise UsageError(f"base {name!r}: transformers does not know it ({str(error).splitlines()[0]})") from None
     model_class = _model_class(name, config)
     weights = Weights(folder)
     return Base(name, folder, config, weights, weights.fingerprint(), model_class)

@@ -54,7 +54,7 @@ def export(source: Path, device: Device, out: Path, *, host: Host, merge: bool =
         tokenizer = write_tokenizer(job.base, stage)
         write_genai_config(job.base, stage, context=job.context, shared=graph.cache == "shared")
         if job.beside:
-            _write_adapter(job, weights, assembly.slots, stage, list(job.device.graph.slots))
+            _write_adapter(job, weights, assembly.slots, stage)
         manifest = _manifest(job, graph, assembly, stage)
         _check_memory(job, manifest["memory"])
         _write_manifest(stage, manifest)
@@ -88,7 +88,7 @@ def add(bundle_folder: Path, source: Path, name: str, *, host: Host, base: str |
     with scratch(bundle_folder) as stage:  # a second name for every file, so that the bundle itself stays whole
         for file in manifest["files"]:
             link_or_copy(bundle_folder / file, stage / file)
-        file = _write_adapter(job, weights, bundle.slots, stage, ["lowrank"])
+        file = _write_adapter(job, weights, bundle.slots, stage)
         manifest["adapters"] = {**manifest["adapters"], name: _adapter_entry(job)}
         _write_manifest(stage, manifest)
         _say("verifying against torch")
@@ -121,12 +121,12 @@ def _write_graph(job: Job, weights: Source, stage: Path) -> tuple[BaseGraph, Ass
     return graph, assembly
 
 
-def _write_adapter(job: Job, weights: Source, slots: Sequence[SlotGroup], stage: Path, kinds: list[str]) -> str:
+def _write_adapter(job: Job, weights: Source, slots: Sequence[SlotGroup], stage: Path) -> str:
     """Lower what was learned into adapters/NAME.safetensors; returns that path within the bundle."""
     assert job.learned is not None
     linears = {module: (slot.in_features, out) for slot in slots
                for module, out in zip(slot.modules, slot.out_features, strict=True)}
-    lowered = lower(job.learned, GraphBase(job.base.config.to_dict(), weights, linears), slots, kinds)
+    lowered = lower(job.learned, GraphBase(job.base.config.to_dict(), weights, linears), slots, ["lowrank"])
     file = f"adapters/{job.name}.safetensors"
     write_adapter(stage / file, lowered, job.learned, job.fingerprint)
     return file

@@ -50,6 +50,8 @@ def resolve(source: Path, device: Device, host: Host, *, merge: bool = False, ba
     """Everything that can be refused before any work is done."""
     artifact = read_artifact(source)
     kind = quant or device.graph.quant
+    if device.graph.shapes != "dynamic":
+        raise UsageError(f"{device.name}: wants static shapes, which are not built in this version.")
     if kind not in device.quants():
         raise UsageError(f"--quant {kind}: {device.name} does not compute in it. It runs "
                          f"{', '.join(device.quants())}.")

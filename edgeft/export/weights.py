@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from edgeft.contract.errors import CannotLower
 from edgeft.contract.slots import Array, BaseView
 from edgeft.contract.tensors import Weights
 
@@ -73,4 +74,4 @@ class GraphBase(BaseView):
         return self._linears
 
     def keys_values(self, embeddings: Array) -> dict[int, tuple[Array, Array]]:
-        raise NotImplementedError("prefix slots are not in this version's graphs")
+        raise CannotLower("prefix slots are not in this version's graphs", "Export with --merge, if the method can.")

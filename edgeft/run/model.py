@@ -12,7 +12,7 @@ import numpy as np
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
-from edgeft.contract.bundle import read_bundle
+from edgeft.contract.bundle import check_runnable, read_bundle
 from edgeft.contract.chat import read_chat_template
 from edgeft.contract.data import PromptFormat, encode_text
 from edgeft.contract.errors import EdgeftError, UsageError
@@ -57,8 +57,12 @@ class Model:
 
     def __init__(self, bundle: str | Path, *, threads: int | None = None) -> None:
         self.bundle = read_bundle(Path(bundle))
+        check_runnable(self.bundle)
         self.bundle.check_files(whole=False)
-        self.tokenizer: Tokenizer = Tokenizer.from_file(str(self.bundle.folder / "tokenizer.json"))
+        try:
+            self.tokenizer: Tokenizer = Tokenizer.from_file(str(self.bundle.folder / "tokenizer.json"))
+        except Exception as error:  # tokenizers raises bare Exceptions
+            raise EdgeftError(f"{self.bundle.folder}: its tokenizer.json cannot be read ({error})") from None
         self.render = read_chat_template(self.bundle.folder)
         self.session = Session(self.bundle, threads)
         self.shelf = Shelf(self.bundle)

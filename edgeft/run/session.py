@@ -42,6 +42,7 @@ class Session:
         self.layers = [(shapes[name][1], shapes[name][3]) for name in shapes
                        if re.fullmatch(r"past_key_values\.\d+\.key", name)]
         self.vocabulary = int(self.ort.get_outputs()[0].shape[2])
+        self.padding = bundle.manifest["graph"].get("padding", "anywhere")
         self.shared = bundle.manifest["graph"]["cache"] == "shared"
 
     def cache(self, rows: int, capacity: int) -> Cache:
@@ -91,6 +92,8 @@ class Cache:
                 logits = self.forward(np.asarray([part], np.int64), [len(part)])
             return np.array(logits[:, -1])
         counts = [len(prompt) for prompt in prompts]
+        if not self.session.shared and len(set(counts)) > 1 and self.session.padding != "anywhere":
+            raise EdgeftError("This model takes only prompts of one length in a batch; ask one at a time.")
         ids = np.zeros((len(prompts), max(counts)), np.int64)
         for row, prompt in enumerate(prompts):
             ids[row, : len(prompt)] = prompt
@@ -151,8 +154,9 @@ class GrowingCache(Cache):
     def _bind(self, ids: np.ndarray[Any, Any], counts: np.ndarray[Any, Any]) -> None:
         fresh = (np.arange(ids.shape[1]) < counts[:, None]).astype(np.int64)
         self.mask = np.concatenate([self.mask, fresh], axis=1)
-        if self.mask.shape[1] > self.capacity:
-            raise EdgeftError(f"The cache holds {self.capacity} tokens, and {self.mask.shape[1]} are wanted.")
+        wanted = int((self.lengths + counts).max())  # columns that no row fills cost no position
+        if wanted > self.capacity:
+            raise EdgeftError(f"The cache holds {self.capacity} tokens, and {wanted} are wanted.")
         self.binding.clear_binding_outputs()
         self.binding.bind_cpu_input("input_ids", ids)
         self.binding.bind_cpu_input("attention_mask", self.mask)

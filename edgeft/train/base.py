@@ -45,21 +45,27 @@ def quiet() -> None:
     hf_logging.disable_progress_bar()
 
 
-def load_base(name: str, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> Base:
-    """Load model and tokenizer; with a config alone, make the model with random weights of this seed."""
+def load_base(name: str, *, seed: int = 0) -> Base:
+    """Load model, float32, and tokenizer; with a config alone, make random weights of this seed."""
     quiet()
     folder = find_base(name)
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (ValueError, OSError, KeyError) as error:
+        raise UsageError(f"base {name!r}: transformers does not know it ({str(error).splitlines()[0]})") from None
     if getattr(config, "is_encoder_decoder", False):
         raise UsageError(f"base {name!r}: {config.model_type} is an encoder-decoder; only decoders are trained.")
     fingerprint = ""
     try:
         if has_weights(folder):
             fingerprint = Weights(folder).fingerprint()
-            model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=torch.float32, local_files_only=True, trust_remote_code=False, output_loading_info=True)
+            model, info = loaded
+            _check_complete(name, info)
         else:
             torch.manual_seed(seed)
-            model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
     except (ValueError, KeyError, RuntimeError) as error:
         raise EdgeftError(f"base {name!r}: transformers cannot load it ({str(error).splitlines()[0]})") from None
     tokenizer = load_tokenizer(folder)
@@ -70,15 +76,25 @@ def load_base(name: str, *, seed: int = 0, dtype: torch.dtype = torch.float32) -
         context=int(getattr(config.get_text_config(), "max_position_embeddings", 0) or 2048))
 
 
+def _check_complete(name: str, info: dict[str, Any]) -> None:
+    """transformers draws what a file lacks at random, and says so where nobody looks."""
+    lacking = sorted({*map(str, info["missing_keys"]), *(str(key[0]) for key in info["mismatched_keys"])})
+    if lacking:
+        raise EdgeftError(f"base {name!r}: its weights lack {len(lacking)} tensors, or hold them in other shapes: "
+                          f"{', '.join(lacking[:3])}")
+
+
 def load_tokenizer(folder: Path) -> Any:
     """The folder's fast tokenizer; EdgeftError if it has none."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:
         raise EdgeftError(f"{folder}: has no tokenizer that transformers can load "
                           f"({str(error).splitlines()[0]})") from None
     if not getattr(tokenizer, "is_fast", False):
         raise EdgeftError(f"{folder}: has only a slow tokenizer; a tokenizer.json is needed.")
+    tokenizer.backend_tokenizer.no_truncation()  # some folders keep what they were last called with
+    tokenizer.backend_tokenizer.no_padding()
     return tokenizer
 
 

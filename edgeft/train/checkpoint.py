@@ -61,7 +61,7 @@ def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict
         if key.startswith("optimizer."):
             _, kind, name = key.split(".", 2)
             parameter = parameters[name]
-            optimizer.state[parameter][kind] = value if kind == "step" else value.to(parameter.device)
+            optimizer.state[parameter][kind] = value.to(parameter.device)
     torch.set_rng_state(tensors["random.cpu"])
     if "random.cuda" in tensors and torch.cuda.is_available():
         torch.cuda.set_rng_state(tensors["random.cuda"])

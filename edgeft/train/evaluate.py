@@ -9,7 +9,6 @@ import torch
 from peft import PeftModel
 
 from edgeft.contract.artifact import read_artifact
-from edgeft.contract.base import find_base
 from edgeft.contract.data import kind_of, read_records
 from edgeft.contract.errors import EdgeftError, UsageError
 from edgeft.options import resolve
@@ -31,9 +30,13 @@ def evaluate_run(folder: Path, data: Path, probe: Path | None, base_name: str | 
     name = base_name or artifact.base
     if artifact.kind != "model" and not name:
         raise UsageError(f"{folder}: does not say which base it belongs to. Name it with --base.")
+    learned = {} if artifact.kind == "model" else artifact.learned()  # refuses pickles before PEFT would open one
     records = read_records(data)
     probe_records = read_records(probe) if probe else None
     tuned = load_base(str(folder) if artifact.kind == "model" else name)
+    if artifact.kind != "model" and artifact.base_fingerprint not in ("", tuned.fingerprint):
+        raise EdgeftError(f"{folder}: was not trained on {name}: base fingerprint declared "
+                          f"{artifact.base_fingerprint[:12]} found {tuned.fingerprint[:12]}.")
     grid = artifact.record.get("grid")
     if grid:  # the base that this was trained on
         put_on_grid(tuned.model, grid["quant"], grid["block"])
@@ -47,7 +50,10 @@ def evaluate_run(folder: Path, data: Path, probe: Path | None, base_name: str | 
     elif artifact.kind == "learned":
         method = host.method(artifact.method)
         model = method.attach(tuned.model, resolve(method.Options, artifact.record.get("options", {})))
-        model.load_state_dict({key: torch.tensor(value) for key, value in artifact.learned().items()}, strict=False)
+        unknown = model.load_state_dict({key: torch.tensor(value) for key, value in learned.items()},
+                                        strict=False).unexpected_keys
+        if unknown:
+            raise EdgeftError(f"{folder}: {method.name} does not know {unknown[0]} and {len(unknown) - 1} more.")
     separator = artifact.prompt.separator
     loss, tokens = _loss(tuned, model, records, data, separator)
     result: dict[str, Any] = {"loss": loss, "tokens": tokens}
@@ -58,7 +64,6 @@ def evaluate_run(folder: Path, data: Path, probe: Path | None, base_name: str | 
         if not name:
             raise UsageError(f"{folder}: does not record which base it was tuned from, so what it forgot cannot be "
                              "measured. Name it with --base.")
-        find_base(name)
         after, count = _loss(tuned, model, probe_records, probe, separator)
         base = load_base(name)
         if artifact.kind == "model" and not base.fingerprint:

@@ -49,15 +49,12 @@ class Evaluation:
     probe: list[Example] = field(default_factory=list)
 
     def measure(self, objective: Objective, limit: int) -> dict[str, Any]:
-        """Loss in nats per token and token count per set; `probe` beside them."""
-        result: dict[str, Any] = {}
-        for name, examples in self.sets.items():
-            loss, tokens = mean_loss(objective, examples, limit)
-            result[name] = {"loss": loss, "tokens": tokens}
-        if self.probe:
-            loss, tokens = mean_loss(objective, self.probe, limit)
-            result["probe"] = {"loss": loss, "tokens": tokens}
-        return result
+        """Loss in nats per token and token count of each set and of the probe."""
+        sets = {name: dict(zip(("loss", "tokens"), mean_loss(objective, examples, limit), strict=True))
+                for name, examples in self.sets.items()}
+        probe = dict(zip(("loss", "tokens"), mean_loss(objective, self.probe, limit), strict=True)) \
+            if self.probe else None
+        return {"sets": sets, "probe": probe}
 
 
 @dataclass
@@ -90,7 +87,9 @@ def train(job: Job, *, resume: bool = False) -> dict[str, Any]:
 
 def _train(job: Job, settings: TrainSettings, resume: bool) -> dict[str, Any]:
     accelerator = Accelerator(mixed_precision=_precision(settings))
-    base = load_base(job.base, seed=settings.seed, dtype=_weight_dtype(accelerator))
+    if accelerator.num_processes > 1:
+        raise UsageError(f"{accelerator.num_processes} processes: training runs in one process in this version.")
+    base = load_base(job.base, seed=settings.seed)
     length = _max_length(settings, base)
     tasks = load_tasks(job.data, base, separator=settings.separator, max_length=length,
                        holdout=0.0 if job.eval_data else settings.holdout)
@@ -111,9 +110,11 @@ def _train(job: Job, settings: TrainSettings, resume: bool) -> dict[str, Any]:
     if settings.gradient_checkpointing:
         base.model.gradient_checkpointing_enable()
         base.model.enable_input_require_grads()
-    for parameter in model.parameters():  # what learns does so in float32, whatever the frozen base is kept in
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()
+    if not grid:
+        _settle(model, accelerator)
+    if not base.fingerprint and any(not parameter.requires_grad for parameter in base.model.parameters()):
+        raise UsageError(f"base {job.base!r}: has no weights yet, and {job.method.name} keeps some as they are. "
+                         "`edgeft train full` makes a model of it.")
     rate = settings.learning_rate or job.method.learning_rate * 2048 / base.hidden_size
     optimizer = torch.optim.AdamW(checkpoint.trainable(model).values(), lr=rate, weight_decay=settings.weight_decay,
                                   fused=True)
@@ -195,8 +196,8 @@ class _Loop:
         self.optimizer.zero_grad()
         value = float(self.accelerator.reduce(total, "sum")) / learned
         if not math.isfinite(value):
-            raise EdgeftError(f"The loss is {value} at step {step + 1}. Lower --learning-rate (now {self.rate:g}); "
-                              "--resume goes on from the last checkpoint.")
+            raise EdgeftError(f"The loss is {value} at step {step + 1}. Start a new run with a lower "
+                              f"--learning-rate (now {self.rate:g}).")
         return value, sum(len(example.ids) for example in batch), float(norm)
 
     def report(self, bar: Any, step: int, loss: float, norm: float) -> None:
@@ -229,9 +230,18 @@ def _precision(settings: TrainSettings) -> str:
     return {"bf16": "bf16", "fp32": "no"}[settings.precision]
 
 
-def _weight_dtype(accelerator: Accelerator) -> torch.dtype:
-    on_gpu = accelerator.device.type == "cuda" and accelerator.mixed_precision == "bf16"
-    return torch.bfloat16 if on_gpu else torch.float32
+def _settle(model: nn.Module, accelerator: Accelerator) -> None:
+    """What learns does so in float32; on a GPU what is frozen is kept in bfloat16, after all rounding to a grid.
+
+    Not called for a base on a grid: bfloat16 would move its weights off it.
+    """
+    half = accelerator.device.type == "cuda" and accelerator.mixed_precision == "bf16"
+    learns = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    for name, parameter in model.named_parameters():
+        if name in learns or not half:
+            parameter.data = parameter.data.float()
+        else:
+            parameter.data = parameter.data.bfloat16()
 
 
 def _max_length(settings: TrainSettings, base: Base) -> int:
@@ -283,8 +293,8 @@ def _record(job: Job, base: Base, tasks: Sequence[Task], prompt: PromptFormat, s
             measured: dict[str, Any], plan: list[list[Ref]], rate: float,
             samples: list[str], grid: dict[str, Any] | None) -> dict[str, Any]:
     """The run's own account of itself, for edgeft.json."""
-    before = dict(state.get("base", {}))
-    probe, probe_before = measured.pop("probe", None), before.pop("probe", None)
+    before = state.get("base") or {"sets": {}, "probe": None}
+    probe, probe_before = measured["probe"], before["probe"]
     forgetting = None
     if probe and probe_before:
         forgetting = {"probe": str(Path(job.probe).resolve()), "tokens": probe["tokens"],
@@ -299,7 +309,7 @@ def _record(job: Job, base: Base, tasks: Sequence[Task], prompt: PromptFormat, s
             "steps": len(plan), "learning_rate": rate, "train_loss": state.get("loss"),
             "tokens": state["tokens"], "seconds": round(state["seconds"], 3),
             "tokens_per_s": round(state["tokens"] / max(state["seconds"], 1e-9), 1),
-            "peak_mib": round(peak_mib(), 1), "eval": measured, "eval_base": before},
+            "peak_mib": round(peak_mib(), 1), "eval": measured["sets"], "eval_base": before["sets"]},
         "forgetting": forgetting,
         "grid": grid,
         "samples": samples,

@@ -39,7 +39,8 @@ def write_run(job: Job, base: Base, model: nn.Module, record: dict[str, Any]) ->
                 raise
             raise OSError(int(code[1]), os.strerror(int(code[1]))) from None
         for path in stage.iterdir():
-            path.chmod(0o644)  # safetensors writes for the owner alone
+            if path.is_file():
+                path.chmod(0o644)  # safetensors writes for the owner alone
         sync_tree(stage)
         for path in sorted(stage.iterdir()):
             path.replace(job.out / path.name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -36,6 +37,15 @@ class TrainSettings:
     seed: int = _option(0, "Of the initial weights, the order of the data and dropout.")
 
     def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"--{name.replace('_', '-')} must be a finite number, found {value}")
+        if self.max_grad_norm <= 0:
+            raise ValueError(f"--max-grad-norm must be above 0, found {self.max_grad_norm}")
+        if self.seed >= 2**63:
+            raise ValueError(f"--seed must be below 2^63, found {self.seed}")
+        if self.max_length == 1:
+            raise ValueError("--max-length must be at least 2: nothing predicts a first token")
         for name in ("batch_size", "save_every", "tokens_per_pass", "keep"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name.replace('_', '-')} must be at least 1, found {getattr(self, name)}")
