@@ -125,7 +125,7 @@ def _from_trace(model: transformers.PreTrainedModel, source: Source) -> BaseGrap
             strides = tuple(int(np.prod(shape[index + 1 :])) for index in range(len(shape)))
             origins[name] = Origin(name, shape, strides, 0)
             value.const_value = None
-    return BaseGraph(traced, origins, "transformers", "growing", traced.graph.metadata_props.get(PADDING, "nowhere"))
+    return BaseGraph(traced, origins, "transformers", "growing", traced.metadata_props.get(PADDING, "nowhere"))
 
 
 def _share(graph: BaseGraph) -> None:
