@@ -40,9 +40,9 @@ class Job:
         return self.learned is not None and not self.merge
 
     @property
-    def takes_adapters(self) -> bool:
-        """Whether the graph gets slots: a base with a change merged in is no base for other adapters."""
-        return not self.merge and "lowrank" in self.device.graph.slots
+    def slots(self) -> list[str]:
+        """Kinds of slots that the bundle gets: a base with a change merged in is no base for other adapters."""
+        return [] if self.merge else list(self.device.graph.slots)
 
 
 def resolve(source: Path, device: Device, host: Host, *, merge: bool = False, base: str | None = None,
@@ -65,7 +65,7 @@ def resolve(source: Path, device: Device, host: Host, *, merge: bool = False, ba
         shapes = {name.rpartition(".")[0]: () for name in opened.tied}
         check_modules(learned, list(opened.weights), shapes)
     chosen = check_name(name or _default_name(source)) if learned is not None and not merge else ""
-    if learned is not None and not merge and "lowrank" not in device.graph.slots:
+    if learned is not None and not merge and not device.graph.slots:
         raise UsageError(f"{device.name}: its graphs take no adapters beside the base. Export with --merge.")
     fingerprint = opened.fingerprint
     if learned is not None and merge:

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from edgeft.contract.errors import CannotLower
 from edgeft.contract.slots import Array, BaseView
 from edgeft.contract.tensors import Weights
 
 Merge = Callable[[str, Array], Array]
+KeysValues = Callable[[Array], dict[int, tuple[Array, Array]]]
 
 
 class Source(Mapping[str, Array]):
@@ -54,8 +54,9 @@ class Source(Mapping[str, Array]):
 class GraphBase(BaseView):
     """What a method may ask about the base, answered from its folder and from where slots can go."""
 
-    def __init__(self, config: Mapping[str, Any], source: Source, linears: Mapping[str, tuple[int, int]]) -> None:
-        self._config, self._source, self._linears = config, source, linears
+    def __init__(self, config: Mapping[str, Any], source: Source, linears: Mapping[str, tuple[int, int]],
+                 keys_values: KeysValues) -> None:
+        self._config, self._source, self._linears, self._keys_values = config, source, linears, keys_values
 
     @property
     def config(self) -> Mapping[str, Any]:
@@ -74,4 +75,4 @@ class GraphBase(BaseView):
         return self._linears
 
     def keys_values(self, embeddings: Array) -> dict[int, tuple[Array, Array]]:
-        raise CannotLower("prefix slots are not in this version's graphs", "Export with --merge, if the method can.")
+        return self._keys_values(embeddings)
