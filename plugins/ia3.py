@@ -49,6 +49,8 @@ class Ia3(Method[Ia3Options]):
                                  for name, value in vars(options).items() if value not in ((), False)}
         if not options.target_modules and model.config.model_type not in KNOWN:  # type: ignore[union-attr,operator]
             given |= {"target_modules": _TARGETS, "feedforward_modules": _FEEDFORWARD}
+        if options.target_modules:  # PEFT would add its own, and then not load what it saved
+            given.setdefault("feedforward_modules", [])
         try:
             return get_peft_model(model, IA3Config(**given, task_type="CAUSAL_LM"))  # type: ignore[arg-type]
         except ValueError as error:
