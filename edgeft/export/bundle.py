@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 import sys
-from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -18,7 +17,6 @@ from edgeft.contract.bundle import (
     GRAPH_DATA,
     MANIFEST,
     Bundle,
-    SlotGroup,
     check_name,
     describe_file,
     read_bundle,

@@ -31,7 +31,7 @@ class Oracle:
 
     @property
     def soft(self) -> bool:
-        """Whether a soft prompt is attached: PEFT puts it before whatever it is given, so no cache can be gone on with."""
+        """Whether a soft prompt is attached: PEFT puts it before every input, so no cache can be gone on with."""
         return isinstance(self.model, PeftModel) and self.model.active_peft_config.is_prompt_learning
 
     def attach(self, artifact: Artifact, method: Method[Any] | None, options: Any) -> None:

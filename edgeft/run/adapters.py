@@ -86,10 +86,18 @@ def open_adapter(name: str, path: Path, bundle: Bundle) -> Adapter:
     for key in () if faults.lines else tensors:
         if not np.isfinite(tensors[key]).all():
             faults.add(f"{key}: holds NaN or infinite numbers")
-    if not len(tensors):
-        faults.add("it holds no slot: it would change nothing")
+    if not faults.lines and not any(_acts(key, tensors) for key in tensors):
+        faults.add("it would change nothing: it holds no slot, or only zeros and factors of one")
     faults.raise_if_any("Train it on this base, or export the bundle again from the base it was trained on.")
     return Adapter(name, tensors)
+
+
+def _acts(key: str, tensors: TensorFile) -> bool:
+    """Whether a tensor, with its partner if it is half of a pair, changes anything."""
+    module, _, part = key.rpartition(".")
+    if part in ("A", "B"):
+        return bool(tensors[f"{module}.A"].any() and tensors[f"{module}.B"].any())
+    return bool((tensors[key] != 1).any()) if part == "scale" else True
 
 
 def _check_pair(key: str, tensors: TensorFile, widths: tuple[int, int], faults: Faults) -> None:

@@ -146,8 +146,9 @@ class Model:
             raise UsageError("The prompt is empty: there is nothing to go on from.")
         for length, before in zip(map(len, ids), soft, strict=True):
             if length + before >= self.context:
-                raise EdgeftError(f"The prompt has {length} tokens{f' after a soft prompt of {before}' if before else ''}, "
-                                  f"and the bundle's context is {self.context}: no room is left for an answer.")
+                after = f" after a soft prompt of {before}" if before else ""
+                raise EdgeftError(f"The prompt has {length} tokens{after}, and the bundle's context is {self.context}: "
+                                  "no room is left for an answer.")
         chosen_sampling = {**self.defaults, **{key: value for key, value in sampling.items() if value is not None}}
         stops = [stop] if isinstance(stop, str) else list(stop)
         rows = [_Row(self, row, prompt, used[row], _sampler(chosen_sampling, seed), stops, max_tokens)
@@ -156,7 +157,7 @@ class Model:
         yield from _decode(cache, rows)
 
     def cache(self, used: Sequence[Adapters], tokens: int) -> Cache:
-        """Caches for a batch whose row i uses adapters used[i], for at most `tokens` tokens of prompt and answer each."""
+        """Caches for a batch whose row i uses adapters used[i]; `tokens` of prompt and answer together."""
         slots = self.shelf.bind(used)
         if slots.scaled and not self.session.scaled:  # from now on: it serves all that the other does
             threads, self.session = self.session.threads, None  # type: ignore[assignment]  # its memory is free first

@@ -40,7 +40,8 @@ class Base:
 
 def quiet() -> None:
     """Keep transformers' own progress bars and advice off the user's screen."""
-    warnings.filterwarnings("ignore", "`(is_gradient_checkpointing|past_key_values)` is deprecated")  # PEFT 0.21 does so
+    # PEFT 0.21 uses both
+    warnings.filterwarnings("ignore", "`(is_gradient_checkpointing|past_key_values)` is deprecated")
     hf_logging.set_verbosity_error()
     hf_logging.disable_progress_bar()
 

@@ -176,6 +176,8 @@ def altered(bundle: Path, adapter: str, out: Path, change: Callable[[str, np.nda
     ("prompt_tuning", lambda name, array: array * np.float32("nan"), "NaN"),
     ("prompt_tuning", lambda name, array: np.repeat(array, 200, axis=1), "shorter than the context"),
     ("prompt_tuning", lambda name, array: array[:, :2] if name == "prefix.1.value" else array, "declared"),
+    ("ia3", lambda name, array: np.ones_like(array), "change nothing"),
+    ("colors", lambda name, array: array * (0 if name.endswith(".B") else 1), "change nothing"),
     ("ia3", lambda name, array: array[:-1], "declared"),
     ("ia3", lambda name, array: array * np.float32("inf"), "infinite")])
 def test_a_file_that_does_not_fit_is_refused(mixed: Path, tmp_path: Path, adapter: str, change: Any,
