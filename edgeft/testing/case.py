@@ -17,9 +17,9 @@ from edgeft.contract import Method
 from edgeft.contract.errors import EdgeftError
 
 from .models import LENGTH, tiny_base, token_ids
+from .tolerances import tolerance_of
 
 Forward = Callable[[nn.Module, torch.Tensor], torch.Tensor]
-TOLERANCES = {"fresh": 1e-5, "load": 1e-5, "lower": 1e-5, "merge": 1e-5}  # largest difference of any logit
 
 
 class RuleBroken(AssertionError):
@@ -62,8 +62,7 @@ class Case:
 
     def tolerance(self, rule: str) -> float:
         """The largest difference of any logit that the rule allows: the method's own figure, or the kit's."""
-        declared = getattr(self.method, "tolerances", {}).get(rule)
-        return float(declared[0]) if declared else TOLERANCES[rule]
+        return tolerance_of(self.method.tolerances, rule)
 
     def attach(self, seed: int = 0) -> Attached:
         """Attach to a fresh base; RuleSkipped if the method refuses it."""
@@ -93,7 +92,7 @@ class Case:
                 parameter.add_(torch.randn(parameter.shape, generator=noise) * 0.1)
         return attached
 
-    def train(self, attached: Attached, steps: int = 8) -> list[float]:
+    def train(self, attached: Attached, steps: int = 5) -> list[float]:
         """A few steps on the kit's tokens; the loss before each of them and after the last."""
         if not attached.own:
             return []

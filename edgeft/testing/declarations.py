@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import os
 import subprocess
 import sys
 import tomllib
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 from edgeft.contract import Method
@@ -17,7 +17,8 @@ from edgeft.contract.errors import UsageError
 from edgeft.options import click_options, resolve, to_json
 from edgeft.plugins import method_faults
 
-from .case import TOLERANCES, RuleBroken
+from .case import RuleBroken
+from .tolerances import tolerance_faults
 
 HEAVY = ("torch", "transformers", "peft", "accelerate", "safetensors", "onnxruntime", "onnx", "onnx_ir", "onnxscript",
          "mobius", "optimum", "tokenizers")
@@ -45,23 +46,6 @@ def declares_what_the_host_asks(method: Method[Any]) -> None:
     faults += tolerance_faults(getattr(method, "tolerances", {}))
     if faults:
         raise RuleBroken(f"{getattr(method, 'name', type(method).__name__)}:\n  " + "\n  ".join(faults))
-
-
-def tolerance_faults(tolerances: Mapping[str, Any]) -> list[str]:
-    """What keeps declared tolerances from being used."""
-    faults = []
-    for rule, declared in tolerances.items():
-        if rule not in TOLERANCES:
-            faults.append(f"tolerances: there is none for {rule!r} (there are {', '.join(TOLERANCES)})")
-            continue
-        value, reason = declared if isinstance(declared, tuple) and len(declared) == 2 else (declared, None)
-        if not isinstance(reason, str) or not reason.strip():
-            faults.append(f"tolerances[{rule!r}] has no reason: write (value, \"why it must be so large\")")
-        if not isinstance(value, (int, float)) or isinstance(value, bool) or not value > 0:
-            faults.append(f"tolerances[{rule!r}] must be a number above 0, found {value!r}")
-        elif math.isinf(value) and rule != "fresh":
-            faults.append(f"tolerances[{rule!r}] is infinite, which only 'fresh' may be")
-    return faults
 
 
 def options_survive_flags_toml_and_json(options: Any) -> None:
@@ -94,17 +78,24 @@ def options_leave_shared_flags_alone(kind: type) -> None:
 def loads_without_torch(method: Method[Any]) -> None:
     """The module imports and registers the method in a process that has none of the big libraries."""
     module = type(method).__module__
-    paths = os.pathsep.join(path for path in sys.path if path)
-    done = subprocess.run([sys.executable, "-c", LOAD, module, ",".join(HEAVY)], capture_output=True, text=True,
-                          check=False, timeout=120, env={**os.environ, "PYTHONPATH": paths})
-    if done.returncode:
-        raise RuleBroken(f"{module}: cannot be loaded: {done.stderr.strip().splitlines()[-1]}")
-    found = json.loads(done.stdout.splitlines()[-1])
+    found = _load(module)
     if found["errors"]:
         raise RuleBroken(f"{module}: " + "; ".join(found["errors"]))
     if method.name not in found["methods"]:
         raise RuleBroken(f"{module}: registers {', '.join(found['methods']) or 'no method'}, and not {method.name!r}. "
                          "It needs a function register_methods(register) marked @hookimpl")
+
+
+@cache
+def _load(module: str) -> dict[str, list[str]]:
+    """Methods and errors of a plugin module, found by the host in a process without the big libraries."""
+    paths = os.pathsep.join(path for path in sys.path if path)
+    done = subprocess.run([sys.executable, "-c", LOAD, module, ",".join(HEAVY)], capture_output=True, text=True,
+                          check=False, timeout=120, env={**os.environ, "PYTHONPATH": paths})
+    if done.returncode:
+        return {"methods": [], "errors": [f"cannot be loaded: {done.stderr.strip().splitlines()[-1]}"]}
+    answer: dict[str, list[str]] = json.loads(done.stdout.splitlines()[-1])
+    return answer
 
 
 def _flags(options: Any) -> dict[str, Any]:

@@ -76,7 +76,7 @@ class TorchBase(BaseView):
 
     @torch.inference_mode()
     def keys_values(self, embeddings: Array) -> dict[int, tuple[Array, Array]]:
-        rows = torch.as_tensor(embeddings, dtype=torch.float32)[None]
+        rows = torch.tensor(embeddings, dtype=torch.float32)[None]
         cache: Any = DynamicCache(config=self.model.config)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # some architectures have a newer name for past_key_values

@@ -13,7 +13,7 @@ from transformers import DynamicCache, PreTrainedModel
 from edgeft.contract import Lowered
 
 from .case import RuleBroken, seeded
-from .models import linears
+from .models import TorchBase, linears
 
 
 def check_lowered(lowered: Lowered, model: PreTrainedModel) -> None:
@@ -42,16 +42,15 @@ def check_lowered(lowered: Lowered, model: PreTrainedModel) -> None:
 def _prefix_faults(prefix: Mapping[int, tuple[Any, Any]], model: PreTrainedModel) -> list[str]:
     if not prefix:
         return []
-    config: Any = model.config
-    layers = set(range(config.num_hidden_layers))
-    if set(prefix) != layers:
-        return [f"prefix: for layers {sorted(prefix)}, and the base has {sorted(layers)}"]
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    embedding: Any = model.get_input_embeddings()
+    cache = TorchBase(model).keys_values(embedding.weight[:1].detach().numpy())  # one row, for its shapes
+    if set(prefix) != set(cache):
+        return [f"prefix: for layers {sorted(prefix)}, and the base has {sorted(cache)}"]
     rows = prefix[0][0].shape[1] if prefix[0][0].ndim == 3 else 0
-    return [f"prefix layer {layer}: {kind} {list(array.shape)}, wanted [{heads}, {rows}, {size}]"
-            for layer, pair in prefix.items() for kind, array in zip(("keys", "values"), pair, strict=True)
-            if tuple(array.shape) != (heads, rows, size) or rows == 0]
+    return [f"prefix layer {layer}: {kind} {list(array.shape)}, wanted [{own.shape[0]}, {rows or 'n'}, {own.shape[2]}]"
+            for layer, pair in prefix.items()
+            for kind, array, own in zip(("keys", "values"), pair, cache[layer], strict=True)
+            if tuple(array.shape) != (own.shape[0], rows, own.shape[2]) or rows == 0]
 
 
 @contextmanager
