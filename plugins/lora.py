@@ -72,7 +72,7 @@ class Lora(Method[LoraOptions]):
         from peft import get_peft_model_state_dict
 
         return {name.removeprefix("base_model.model."): tensor.float().cpu().numpy()
-                for name, tensor in get_peft_model_state_dict(model).items()}
+                for name, tensor in get_peft_model_state_dict(model, save_embedding_layers=False).items()}
 
     def read_peft(self, config: Mapping[str, Any]) -> LoraOptions:
         return super().read_peft({**config, **_checked(config)})
