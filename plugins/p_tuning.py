@@ -41,6 +41,7 @@ class PTuning(Method[PTuningOptions]):
     Options = PTuningOptions
     peft_type = "P_TUNING"
     learning_rate = 2e-4
+    tolerances = {"fresh": (float("inf"), "a soft prompt is there from the start, and any start is seen")}
 
     def attach(self, model: nn.Module, options: PTuningOptions) -> nn.Module:
         from peft import PromptEncoderConfig, get_peft_model

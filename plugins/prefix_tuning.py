@@ -41,6 +41,7 @@ class PrefixTuning(Method[PrefixTuningOptions]):
     Options = PrefixTuningOptions
     peft_type = "PREFIX_TUNING"
     learning_rate = 1e-3
+    tolerances = {"fresh": (float("inf"), "a soft prompt is there from the start, and any start is seen")}
 
     def attach(self, model: nn.Module, options: PrefixTuningOptions) -> nn.Module:
         from peft import PrefixTuningConfig, get_peft_model

@@ -41,6 +41,7 @@ class PromptTuning(Method[PromptTuningOptions]):
     Options = PromptTuningOptions
     peft_type = "PROMPT_TUNING"
     learning_rate = 3e-3
+    tolerances = {"fresh": (float("inf"), "a soft prompt is there from the start, and any start is seen")}
 
     def attach(self, model: nn.Module, options: PromptTuningOptions) -> nn.Module:
         from peft import PromptTuningConfig, get_peft_model

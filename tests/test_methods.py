@@ -1,7 +1,11 @@
 """Every first-party method passes the kit."""
 
 from edgeft_plugins.full import Full, FullOptions
+from edgeft_plugins.ia3 import Ia3, Ia3Options
 from edgeft_plugins.lora import Lora, LoraOptions
+from edgeft_plugins.p_tuning import PTuning, PTuningOptions
+from edgeft_plugins.prefix_tuning import PrefixTuning, PrefixTuningOptions
+from edgeft_plugins.prompt_tuning import PromptTuning, PromptTuningOptions
 
 from edgeft.testing import MethodKit
 
@@ -23,3 +27,25 @@ class TestFull(MethodKit):
     method = Full()
     options = (FullOptions(), FullOptions(freeze_embeddings=True))
     learns = ".*"
+
+
+class TestIa3(MethodKit):
+    method = Ia3()
+    options = (Ia3Options(), Ia3Options(target_modules=("k_proj", "o_proj", "c_attn")))
+
+
+class TestPromptTuning(MethodKit):
+    method = PromptTuning()
+    options = (PromptTuningOptions(num_virtual_tokens=4), PromptTuningOptions(3, prompt_tuning_init="RANDOM"))
+
+
+class TestPTuning(MethodKit):
+    method = PTuning()
+    options = (PTuningOptions(num_virtual_tokens=4),
+               PTuningOptions(3, encoder_reparameterization_type="LSTM", encoder_hidden_size=8, encoder_num_layers=1))
+
+
+class TestPrefixTuning(MethodKit):
+    method = PrefixTuning()
+    options = (PrefixTuningOptions(num_virtual_tokens=4), PrefixTuningOptions(3, prefix_projection=True),
+               PrefixTuningOptions(3, start="zero"))
