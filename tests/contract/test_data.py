@@ -7,7 +7,6 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 from edgeft.contract.data import (
     Example,
-    PromptFormat,
     encode,
     kind_of,
     read_records,
@@ -17,6 +16,7 @@ from edgeft.contract.data import (
     windows,
 )
 from edgeft.contract.errors import EdgeftError, UsageError
+from edgeft.contract.prompt import PromptFormat
 
 EOS = 0
 
