@@ -10,10 +10,13 @@ import json
 import math
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from peft import PeftModel
 from torch import nn
 from tqdm import tqdm
 
@@ -61,7 +64,8 @@ def _train(job: Job, resume: bool) -> dict[str, Any]:
         say(f"resumed at step {state['step']} of {len(run.plan)} from {path}")
     else:
         write_json(job.out / SETTINGS, job.to_json())
-        state["base"] = run.evaluation.measure(objective, settings.tokens_per_pass)
+        with _base_of(model, objective) as base:
+            state["base"] = run.evaluation.measure(base, settings.tokens_per_pass)
     announce(run, model)
     _Loop(run, accelerator, model, optimizer, objective, state).run(first=int(state.get("step", 0)))
 
@@ -103,6 +107,16 @@ def _attach(run: Run, accelerator: Accelerator) -> nn.Module:
         raise UsageError(f"base {job.base!r}: has no weights yet, and {job.method.name} keeps some as they are. "
                          "`edgeft train full` makes a model of it.")
     return model
+
+
+@contextmanager
+def _base_of(model: nn.Module, objective: Objective) -> Iterator[Objective]:
+    """The base's own loss. A fresh adapter adds nothing to it, but even an untrained soft prompt is text before it."""
+    if isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning:
+        with model.disable_adapter():
+            yield Objective(model, objective.head, pad=objective.pad)
+    else:
+        yield objective
 
 
 class _Loop:
