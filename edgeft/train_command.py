@@ -160,7 +160,8 @@ def _print_run(out: Path, record: dict[str, Any], as_json: bool) -> None:
 
 def _loss_table(metrics: dict[str, Any]) -> list[str]:
     """Nats per completion token before and after, per task; what was never trained on comes last."""
-    measured = [(name, metrics["eval_base"].get(name, {}).get("loss"), found["loss"], found["tokens"])
+    base = metrics["eval_base"]
+    measured = [(name, base[name]["loss"] if name in base else None, found["loss"], found["tokens"])
                 for name, found in metrics["eval"].items()]
     measured += [(f"{name} (never trained on)", found["base_loss"], found["loss"], found["tokens"])
                  for name, found in metrics["held_out"].items()]
