@@ -38,7 +38,7 @@ def config(mixture: dict[str, Path]) -> Path:
     path = mixture["colors"].parent / "mixture.toml"
     path.write_text(f"""
 sampling = "equal"
-epochs = 4
+epochs = 2
 lr = 0.02
 [tasks.colors]
 data = "{mixture['colors']}"
@@ -120,7 +120,7 @@ def test_flags_make_the_same_run_as_toml(run: Path, base: Path, mixture: dict[st
     train_run(tmp_path / "run", base, f"colors={mixture['colors']}", "--data", f"places={mixture['places']}",
               "--template", f"colors={COLORS}", "--template", f"places={PLACES}", "--sampling", "equal",
               "--eval-data", f"colors={mixture['valid']}", "--held-out-task", f"counts={mixture['counts']}",
-              "--epochs", 4, "--lr", 0.02)
+              "--epochs", 2, "--lr", 0.02)
     assert (tmp_path / "run" / "adapter_model.safetensors").read_bytes() \
         == (run / "adapter_model.safetensors").read_bytes()
     out = capsys.readouterr().out
