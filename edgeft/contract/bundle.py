@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from .data import PromptFormat
 from .errors import EdgeftError, Faults, UsageError, did_you_mean
 from .files import disk_errors, read_json, sha256, write_json
+from .prompt import PromptFormat
 
 FORMAT = 1
 MANIFEST = "bundle.json"

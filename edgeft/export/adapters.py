@@ -169,8 +169,7 @@ def write_adapter(path: Path, lowered: Lowered, learned: Learned, fingerprint: s
     path.parent.mkdir(exist_ok=True)
     write_tensors(path, {name: np.ascontiguousarray(array, np.float32) for name, array in tensors.items()}, {
         "format": "edgeft-adapter-1", "base_fingerprint": fingerprint, "kind": ",".join(lowered.kinds),
-        "rank": str(lowered.rank), "method": learned.method.name, "prompt": prompt.kind,
-        "separator": prompt.separator})
+        "rank": str(lowered.rank), "method": learned.method.name, **prompt.to_metadata()})
 
 
 def merge_weight(learned: Learned, name: str, weight: Any) -> Any:

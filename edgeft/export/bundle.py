@@ -41,10 +41,10 @@ RUNTIME_MIB = 70  # Python, numpy, tokenizers and onnxruntime themselves
 
 
 def export(source: Path, device: Device, out: Path, *, host: Host, merge: bool = False, base: str | None = None,
-           quant: str | None = None, name: str | None = None) -> dict[str, Any]:
+           quant: str | None = None, name: str | None = None, task: str | None = None) -> dict[str, Any]:
     """Write a bundle and return its manifest; below the bar nothing is left behind."""
     refuse_existing(out)
-    job = resolve(source, device, host, merge=merge, base=base, quant=quant, name=name)
+    job = resolve(source, device, host, merge=merge, base=base, quant=quant, name=name, task=task)
     weights = Source(job.base.weights, job.base.tied, _merging(job))
     with staged(out) as stage:
         _say(f"building the {job.quant.kind} graph of {job.base.name}")
@@ -64,7 +64,8 @@ def export(source: Path, device: Device, out: Path, *, host: Host, merge: bool =
     return manifest
 
 
-def add(bundle_folder: Path, source: Path, name: str, *, host: Host, base: str | None = None) -> dict[str, Any]:
+def add(bundle_folder: Path, source: Path, name: str, *, host: Host, base: str | None = None,
+        task: str | None = None) -> dict[str, Any]:
     """Put one more adapter beside a bundle's base; returns its parity report."""
     bundle = read_bundle(bundle_folder)
     check_name(name)
@@ -75,7 +76,7 @@ def add(bundle_folder: Path, source: Path, name: str, *, host: Host, base: str |
         raise UsageError(f"{bundle_folder}: its graph takes no adapters. Export the base without --merge.")
     bundle.check_files(whole=True)
     job = resolve(source, _recorded_device(bundle), host, base=base or bundle.manifest["base"]["folder"],
-                  quant=bundle.manifest["quant"]["kind"], name=name)
+                  quant=bundle.manifest["quant"]["kind"], name=name, task=task)
     if not job.beside:
         raise UsageError(f"{source}: is a model of its own, not an adapter. `edgeft export` makes a bundle of it.")
     faults = Faults(f"{source}: cannot be added to bundle '{bundle_folder.name}'")

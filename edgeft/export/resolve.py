@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,7 @@ from edgeft.contract.artifact import Artifact, read_artifact
 from edgeft.contract.bundle import check_name
 from edgeft.contract.device import Device
 from edgeft.contract.errors import Faults, UsageError
+from edgeft.contract.tasks import TaskOptions, choose_task
 
 from .adapters import Learned, check_modules, understand
 from .assemble import Quant
@@ -46,7 +47,7 @@ class Job:
 
 
 def resolve(source: Path, device: Device, host: Host, *, merge: bool = False, base: str | None = None,
-             quant: str | None = None, name: str | None = None) -> Job:
+             quant: str | None = None, name: str | None = None, task: str | None = None) -> Job:
     """Everything that can be refused before any work is done."""
     artifact = read_artifact(source)
     kind = quant or device.graph.quant
@@ -56,6 +57,12 @@ def resolve(source: Path, device: Device, host: Host, *, merge: bool = False, ba
         raise UsageError(f"--quant {kind}: {device.name} does not compute in it. It runs "
                          f"{', '.join(device.quants())}.")
     learned = None if artifact.kind == "model" else understand(artifact, host)
+    if learned is not None and isinstance(learned.options, TaskOptions):
+        artifact, options = choose_task(artifact, learned.options, task)
+        learned = replace(learned, artifact=artifact, options=options)
+    elif task:
+        raise UsageError(f"--task {task}: {source} learned one thing for all tasks. Leave it out here; `edgeft run "
+                         "--task` chooses among prompt templates.")
     opened = open_base(_base_name(artifact, base))
     if artifact.kind != "model" and artifact.base_fingerprint not in ("", opened.fingerprint):
         faults = Faults(f"{source}: was not trained on {opened.name}")

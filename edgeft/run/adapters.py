@@ -15,8 +15,8 @@ import numpy as np
 import onnxruntime as ort
 
 from edgeft.contract.bundle import Bundle, SlotGroup
-from edgeft.contract.data import PromptFormat
 from edgeft.contract.errors import Faults, UsageError
+from edgeft.contract.prompt import PromptFormat
 from edgeft.contract.tensors import TensorFile
 
 from .session import Prefix, Slots
@@ -35,8 +35,7 @@ class Adapter:
     @property
     def prompt(self) -> PromptFormat:
         """How its training joined prompt and completion."""
-        return PromptFormat(self.tensors.metadata.get("prompt", "raw"),  # type: ignore[arg-type]
-                            self.tensors.metadata.get("separator", ""))
+        return PromptFormat.from_metadata(self.tensors.metadata)
 
     @cached_property
     def rank(self) -> int:

@@ -14,9 +14,10 @@ from tokenizers.decoders import DecodeStream
 
 from edgeft.contract.bundle import check_runnable, read_bundle
 from edgeft.contract.chat import read_chat_template
-from edgeft.contract.data import PromptFormat, encode_text
+from edgeft.contract.data import encode_text
 from edgeft.contract.errors import EdgeftError, UsageError
 from edgeft.contract.memory import peak_mib
+from edgeft.contract.prompt import PromptFormat
 
 from .adapters import Adapter, Shelf
 from .sampling import Sampler
@@ -94,15 +95,16 @@ class Model:
         """How prompts are phrased for these adapters; UsageError if they were trained on different ways."""
         formats = {self.shelf.load(name).prompt for name in adapters} or {self.bundle.prompt}
         if len(formats) > 1:
-            raise UsageError(f"Adapters {', '.join(adapters)} were trained on different prompt formats "
+            raise UsageError(f"Adapters {', '.join(adapters)} were trained on different prompt formats or templates "
                              f"({', '.join(sorted(item.kind for item in formats))}). Use --raw and phrase it yourself.")
         return formats.pop()
 
-    def encode(self, prompt: str | Messages, adapters: Adapters, raw: bool = False) -> list[int]:
-        """Token ids of a prompt, phrased as the adapters were trained; a list of messages goes through the
-        chat template."""
+    def encode(self, prompt: str | Messages, adapters: Adapters, raw: bool = False,
+               task: str | None = None) -> list[int]:
+        """Token ids of a prompt, phrased as the adapters were trained, by the template of `task` where they have
+        several; a list of messages goes through the chat template."""
         if isinstance(prompt, str):
-            text = prompt if raw else self.prompt_format(adapters).apply(prompt, self.render)
+            text = prompt if raw else self.prompt_format(adapters).apply(prompt, self.render, task)
         elif self.render is None:
             raise EdgeftError(f"{self.bundle.folder}: has no chat template; give the prompt as text.")
         else:
@@ -112,7 +114,8 @@ class Model:
     def generate(self, prompt: str | Messages, *, adapters: Adapters | None = None, **options: Any) -> Generation:
         """Answer one prompt.
 
-        options: max_tokens=128, temperature, top_k, top_p, min_p, repetition_penalty, seed, stop=(), raw=False.
+        options: task (whose prompt template to use), max_tokens=128, temperature, top_k, top_p, min_p,
+        repetition_penalty, seed, stop=(), raw=False.
         """
         return self.batch([prompt], adapters=[adapters], **options)[0]
 
@@ -124,7 +127,8 @@ class Model:
 
     def batch(self, prompts: Sequence[str | Messages], *, adapters: Sequence[Adapters | None] | None = None,
               **options: Any) -> list[Generation]:
-        """Answer several prompts at once, each with its own adapters; options as in `generate`."""
+        """Answer several prompts at once, each with its own adapters; options as in `generate`, and `task` may be a
+        list with one for each."""
         wanted = adapters if adapters is not None else [None] * len(prompts)
         done: dict[int, Generation] = {}
         for row, piece in self._run(prompts, wanted, **options):
@@ -134,12 +138,15 @@ class Model:
 
     def _run(self, prompts: Sequence[str | Messages], wanted: Sequence[Adapters | None], *, max_tokens: int = 128,
              stop: Sequence[str] | str = (), raw: bool = False, seed: int | None = None,
-             **sampling: Any) -> Iterator[tuple[int, str]]:
+             task: str | Sequence[str | None] | None = None, **sampling: Any) -> Iterator[tuple[int, str]]:
         """Yield (row, piece of text) as it comes, and (row, Generation) when a row has ended."""
-        if len(prompts) != len(wanted) or not prompts:
-            raise UsageError(f"{len(prompts)} prompts and {len(wanted)} sets of adapters do not match.")
+        tasks = [task] * len(prompts) if task is None or isinstance(task, str) else list(task)
+        if len(prompts) != len(wanted) or len(prompts) != len(tasks) or not prompts:
+            raise UsageError(f"{len(prompts)} prompts, {len(wanted)} sets of adapters and {len(tasks)} tasks do not "
+                             "match.")
         used = [self.adapters_for(item) for item in wanted]
-        ids = [self.encode(prompt, chosen, raw) for prompt, chosen in zip(prompts, used, strict=True)]
+        ids = [self.encode(prompt, chosen, raw, name)
+               for prompt, chosen, name in zip(prompts, used, tasks, strict=True)]
         longest = max(map(len, ids))
         soft = [max([self.shelf.load(name).length for name, scale in row.items() if scale], default=0) for row in used]
         if min(map(len, ids)) == 0:

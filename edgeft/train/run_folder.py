@@ -24,7 +24,7 @@ from edgeft.contract.tensors import write_tensors
 from .base import Base
 
 if TYPE_CHECKING:
-    from .loop import Job
+    from .job import Job
 
 
 def write_run(job: Job, base: Base, model: nn.Module, record: dict[str, Any]) -> None:
