@@ -41,10 +41,15 @@ class MultitaskPrompt(Method[MultitaskPromptOptions]):
     Options = MultitaskPromptOptions
     peft_type = "MULTITASK_PROMPT_TUNING"
     learning_rate = 1e-3
+    tolerances = {"fresh": (float("inf"), "a soft prompt is there from the start, and any start is seen")}
 
     def attach(self, model: nn.Module, options: MultitaskPromptOptions) -> nn.Module:
         from peft import MultitaskPromptTuningConfig, get_peft_model
 
+        base: Any = model
+        if not base.can_generate():
+            raise CannotLower("multitask_prompt: a soft prompt stands before what a decoder reads, and this base is "
+                              "none", "Use lora.")
         config = MultitaskPromptTuningConfig(
             task_type="CAUSAL_LM", num_virtual_tokens=options.num_virtual_tokens, num_ranks=options.num_ranks,
             num_tasks=max(1, len(options.tasks)))

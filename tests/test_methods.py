@@ -1,13 +1,16 @@
 """Every first-party method passes the kit."""
 
+import torch
 from edgeft_plugins.full import Full, FullOptions
 from edgeft_plugins.ia3 import Ia3, Ia3Options
 from edgeft_plugins.lora import Lora, LoraOptions
+from edgeft_plugins.multitask_prompt import MultitaskPrompt, MultitaskPromptOptions
 from edgeft_plugins.p_tuning import PTuning, PTuningOptions
 from edgeft_plugins.prefix_tuning import PrefixTuning, PrefixTuningOptions
 from edgeft_plugins.prompt_tuning import PromptTuning, PromptTuningOptions
 
 from edgeft.testing import MethodKit
+from edgeft.testing.case import logits_of
 
 PATTERNS = {"down_proj": 5, "c_fc": 3}
 
@@ -49,3 +52,12 @@ class TestPrefixTuning(MethodKit):
     method = PrefixTuning()
     options = (PrefixTuningOptions(num_virtual_tokens=4), PrefixTuningOptions(3, prefix_projection=True),
                PrefixTuningOptions(3, start="zero"))
+
+
+class TestMultitaskPrompt(MethodKit):
+    method = MultitaskPrompt()
+    options = (MultitaskPromptOptions(("first", "second"), "second", 4, 2),)
+
+    def forward(self, model: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
+        """PEFT must be told each row's task."""
+        return logits_of(model, ids, task_ids=torch.ones(len(ids), dtype=torch.long))

@@ -30,9 +30,9 @@ class RuleSkipped(Exception):
     """A rule that the method, by its own words, cannot be held to here."""
 
 
-def logits_of(model: nn.Module, ids: torch.Tensor) -> torch.Tensor:
+def logits_of(model: nn.Module, ids: torch.Tensor, **extra: torch.Tensor) -> torch.Tensor:
     """Logits [rows, length, vocabulary] of the tokens themselves; a soft prompt's own positions are dropped."""
-    output: torch.Tensor = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+    output: torch.Tensor = model(input_ids=ids, attention_mask=torch.ones_like(ids), **extra).logits
     return output[:, -ids.shape[1]:]
 
 

@@ -66,7 +66,7 @@ def options_survive_flags_toml_and_json(options: Any) -> None:
 
 def options_leave_shared_flags_alone(kind: type) -> None:
     """No option takes a flag that `edgeft train` has for every method."""
-    from edgeft.cli import SHARED
+    from edgeft.train_command import SHARED
 
     taken = {flag for item in SHARED for flag in (*item.opts, *item.secondary_opts)}
     clash = sorted({flag for item in click_options(kind) for flag in (*item.opts, *item.secondary_opts)

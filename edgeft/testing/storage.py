@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from peft import PeftModel
 from torch import nn
 
+from edgeft.contract import TaskOptions
 from edgeft.contract.artifact import LEARNED, Artifact
 from edgeft.contract.slots import Tensors
 from edgeft.contract.tensors import NAMES, write_tensors
@@ -78,6 +80,8 @@ def for_export(case: Case, attached: Attached) -> tuple[Tensors, Any]:
                                  f"peft_type {case.method.peft_type!r}, so export would not find its method")
             learned = {name: np.array(array) for name, array in artifact.learned().items()}
             options = case.method.read_peft(artifact.peft_config)
+            if isinstance(options, TaskOptions):  # PEFT knows no names of tasks, so export takes the run's
+                options = replace(options, tasks=case.options.tasks, task=case.options.task)
     else:
         state = attached.model.state_dict()
         names = {*attached.own, *_named_by_collect(case, attached.model)}

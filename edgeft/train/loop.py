@@ -69,7 +69,7 @@ def _train(job: Job, resume: bool) -> dict[str, Any]:
     announce(run, model)
     _Loop(run, accelerator, model, optimizer, objective, state).run(first=int(state.get("step", 0)))
 
-    found = record(run, state, run.evaluation.measure(objective, settings.tokens_per_pass))
+    found = record(run, model, state, run.evaluation.measure(objective, settings.tokens_per_pass))
     write_run(job, run.base, model, found)
     return found
 

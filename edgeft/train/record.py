@@ -38,8 +38,7 @@ class Run:
 def announce(run: Run, model: nn.Module) -> None:
     """Say what learns, and what each task holds and gives."""
     job, base = run.job, run.base
-    learns = sum(parameter.numel() for parameter in trainable(model).values())
-    total = sum(parameter.numel() for parameter in model.parameters())
+    learns, total = sizes(model)
     say(f"{job.method.name} on {base.id}{'' if base.fingerprint else ' (new, random weights)'}: "
         f"{learns:,} of {total:,} parameters learn ({100 * learns / total:.2f} %)")
     for task, drawn in zip(run.tasks, shares(run.tasks, run.plan), strict=True):
@@ -52,13 +51,20 @@ def announce(run: Run, model: nn.Module) -> None:
     say(f"  {len(run.plan):,} steps of {job.settings.batch_size}, peak learning rate {run.rate:.2e}")
 
 
+def sizes(model: nn.Module) -> tuple[int, int]:
+    """(parameters that learn, all parameters)."""
+    return (sum(parameter.numel() for parameter in trainable(model).values()),
+            sum(parameter.numel() for parameter in model.parameters()))
+
+
 def say(text: str) -> None:
     """Progress goes to stderr."""
     print(text, file=sys.stderr, flush=True)
 
 
-def record(run: Run, state: dict[str, Any], measured: dict[str, Any]) -> dict[str, Any]:
+def record(run: Run, model: nn.Module, state: dict[str, Any], measured: dict[str, Any]) -> dict[str, Any]:
     """What edgeft.json holds; `state` is the loop's, with what was measured before the first step as `base`."""
+    learns, total = sizes(model)
     before = state.get("base") or {"sets": {}, "held_out": {}, "probe": None}
     return {
         **run.job.to_json(),
@@ -67,6 +73,7 @@ def record(run: Run, state: dict[str, Any], measured: dict[str, Any]) -> dict[st
         "data": [{**task.describe(), "drawn": drawn}
                  for task, drawn in zip(run.tasks, shares(run.tasks, run.plan), strict=True)],
         "metrics": {
+            "trained_parameters": learns, "parameters": total,
             "steps": len(run.plan), "learning_rate": run.rate, "train_loss": state.get("loss"),
             "tokens": state["tokens"], "seconds": round(state["seconds"], 3),
             "tokens_per_s": round(state["tokens"] / max(state["seconds"], 1e-9), 1),
