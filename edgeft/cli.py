@@ -172,12 +172,20 @@ def _print_run(out: Path, record: dict[str, Any], as_json: bool) -> None:
     for task, result in metrics["eval"].items():
         before = metrics["eval_base"].get(task, {}).get("loss")
         was = f" (base {before:.3f})" if before is not None else ""
-        click.echo(f"{task}: loss {result['loss']:.3f} per completion token{was}, {result['tokens']:,} tokens")
+        click.echo(f"{task}: {_loss(result, was)}")
     if record["forgetting"]:
         click.echo(f"forgetting: {record['forgetting']['forgetting']:+.3f} nats per token on the probe")
     click.echo(f"{metrics['tokens_per_s']:,.0f} tokens/s, {metrics['seconds']:.0f} s, "
                f"peak {metrics['peak_mib']:,.0f} MiB")
     click.echo(f"wrote {out}")
+
+
+def _loss(result: dict[str, Any], was: str = "") -> str:
+    """A loss for a person: per completion token, or of a classifier."""
+    if "accuracy" in result:
+        return (f"accuracy {result['accuracy']:.1%} of {result['examples']:,} examples, loss {result['loss']:.3f} nats "
+                f"per example{was}")
+    return f"loss {result['loss']:.4f} nats per completion token{was}, {result['tokens']:,} tokens"
 
 
 @cli.command("eval")
@@ -203,7 +211,7 @@ def eval_command(subject: Path, data: Path, probe: Path | None, adapter: tuple[s
     if as_json:
         _json(result)
         return
-    click.echo(f"loss {result['loss']:.4f} nats per completion token over {result['tokens']:,} tokens")
+    click.echo(_loss(result))
     if "forgetting" in result:
         click.echo(f"forgetting {result['forgetting']:+.4f} nats per token")
 

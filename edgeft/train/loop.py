@@ -31,9 +31,22 @@ from edgeft.options import to_json
 
 from . import checkpoint
 from .base import Base, load_base
+from .classify import check_method, learn_head
 from .grid import check_frozen, grid_of, put_on_grid
-from .mixture import Ref, Task, check_tokens, count, load_tasks, passes, plan_batches, prompt_format, tokenize
-from .objective import Objective, mean_loss
+from .labels import labels_of
+from .mixture import (
+    Ref,
+    Task,
+    check_tokens,
+    count,
+    load_tasks,
+    passes,
+    plan_batches,
+    prompt_format,
+    split_weight,
+    tokenize,
+)
+from .objective import AnyObjective, make_objective, measure
 from .run_folder import write_run
 from .settings import TrainSettings
 
@@ -48,12 +61,10 @@ class Evaluation:
     sets: dict[str, list[Example]]
     probe: list[Example] = field(default_factory=list)
 
-    def measure(self, objective: Objective, limit: int) -> dict[str, Any]:
+    def measure(self, objective: AnyObjective, limit: int) -> dict[str, Any]:
         """Loss in nats per token and token count of each set and of the probe."""
-        sets = {name: dict(zip(("loss", "tokens"), mean_loss(objective, examples, limit), strict=True))
-                for name, examples in self.sets.items()}
-        probe = dict(zip(("loss", "tokens"), mean_loss(objective, self.probe, limit), strict=True)) \
-            if self.probe else None
+        sets = {name: measure(objective, examples, limit) for name, examples in self.sets.items()}
+        probe = measure(objective, self.probe, limit) if self.probe else None
         return {"sets": sets, "probe": probe}
 
 
@@ -89,7 +100,8 @@ def _train(job: Job, settings: TrainSettings, resume: bool) -> dict[str, Any]:
     accelerator = Accelerator(mixed_precision=_precision(settings))
     if accelerator.num_processes > 1:
         raise UsageError(f"{accelerator.num_processes} processes: training runs in one process in this version.")
-    base = load_base(job.base, seed=settings.seed)
+    base = load_base(job.base, seed=settings.seed, labels=labels_of(split_weight(text)[0] for text in job.data))
+    check_method(job.method, base.model)
     length = _max_length(settings, base)
     tasks = load_tasks(job.data, base, separator=settings.separator, max_length=length,
                        holdout=0.0 if job.eval_data else settings.holdout)
@@ -104,6 +116,7 @@ def _train(job: Job, settings: TrainSettings, resume: bool) -> dict[str, Any]:
     if grid:
         put_on_grid(base.model, grid["quant"], grid["block"])
     model = job.method.attach(base.model, job.options)
+    learn_head(base.model, model)
     _check_attached(job, model)
     if grid:
         check_frozen(base.model, own, job.method.name)
@@ -119,7 +132,7 @@ def _train(job: Job, settings: TrainSettings, resume: bool) -> dict[str, Any]:
     optimizer = torch.optim.AdamW(checkpoint.trainable(model).values(), lr=rate, weight_decay=settings.weight_decay,
                                   fused=True)
     model, optimizer = accelerator.prepare(model, optimizer)
-    objective = Objective(model, base.model.get_output_embeddings(), pad=base.eos or 0)
+    objective = make_objective(base, model)
 
     job.out.mkdir(parents=True, exist_ok=True)
     state: dict[str, Any] = {"seconds": 0.0, "tokens": 0}
@@ -146,7 +159,7 @@ def _train(job: Job, settings: TrainSettings, resume: bool) -> dict[str, Any]:
 class _Loop:
     """The steps, and what is shown and saved between them."""
 
-    def __init__(self, job: Job, accelerator: Accelerator, model: nn.Module, optimizer: Any, objective: Objective,
+    def __init__(self, job: Job, accelerator: Accelerator, model: nn.Module, optimizer: Any, objective: AnyObjective,
                  tasks: Sequence[Task], evaluation: Evaluation, plan: list[list[Ref]], rate: float,
                  state: dict[str, Any]) -> None:
         self.job, self.accelerator, self.model, self.optimizer = job, accelerator, model, optimizer
@@ -280,7 +293,8 @@ def _announce(job: Job, base: Base, model: nn.Module, tasks: Sequence[Task], pla
          f"{learns:,} of {total:,} parameters learn ({100 * learns / total:.2f} %)")
     for task in tasks:
         held = f", {len(task.held_out)} held out" if task.held_out else ""
-        _say(f"  {task.name}: {len(task.train):,} examples{held}, {count(task.train):,} tokens with loss, "
+        learn = f"{len(base.labels)} labels" if base.labels else f"{count(task.train):,} tokens with loss"
+        _say(f"  {task.name}: {len(task.train):,} examples{held}, {learn}, "
              f"weight {task.weight:g}")
     _say(f"  {len(plan):,} steps of {job.settings.batch_size}, peak learning rate {rate:.2e}")
 
@@ -303,6 +317,7 @@ def _record(job: Job, base: Base, tasks: Sequence[Task], prompt: PromptFormat, s
     return {
         **job.to_json(),
         "base": {"id": base.id, "fingerprint": base.fingerprint or None},
+        **({"labels": list(base.labels)} if base.labels else {}),
         "prompt": prompt.to_json(),
         "data": [task.describe() for task in tasks],
         "metrics": {

@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -27,7 +27,10 @@ from edgeft.contract.data import (
 from edgeft.contract.errors import EdgeftError, Faults, UsageError
 from edgeft.contract.files import sha256
 
-from .base import Base
+from .labels import encode_labels
+
+if TYPE_CHECKING:
+    from .base import Base
 
 
 @dataclass
@@ -94,8 +97,9 @@ def tokenize(records: Sequence[dict[str, Any]], path: Path, base: Base, separato
     """Token ids and loss masks of every line; with `pack`, plain text is joined into full blocks."""
     kind = kind_of(records[0])
     if kind == "label":
-        raise UsageError(f"{path}: lines with 'label' are for classification, and {base.id} is a language model. "
-                         "Write them as prompt and completion.")
+        return encode_labels(records, path, base, max_length)
+    if base.labels:
+        raise UsageError(f"{path}: a classifier is measured on lines of {{\"text\", \"label\"}}.")
     examples = [encode(base.tokenizer, segments(record, separator, base.render), base.eos) for record in records]
     if kind == "text":
         return _pack(examples, max_length) if pack else [
