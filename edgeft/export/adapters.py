@@ -13,6 +13,7 @@ from edgeft.contract import CannotLower, Lowered, Method
 from edgeft.contract.artifact import Artifact
 from edgeft.contract.bundle import SlotGroup
 from edgeft.contract.errors import EdgeftError, Faults, UsageError
+from edgeft.contract.heads import Head
 from edgeft.contract.slots import Tensors
 from edgeft.contract.tensors import write_tensors
 from edgeft.options import resolve
@@ -105,7 +106,7 @@ def lower(learned: Learned, base: GraphBase, slots: Sequence[SlotGroup], kinds: 
     return lowered
 
 
-def write_adapter(path: Path, lowered: Lowered, learned: Learned, fingerprint: str) -> None:
+def write_adapter(path: Path, lowered: Lowered, learned: Learned, fingerprint: str, head: Head | None = None) -> None:
     """The adapter's file: A and B per module, and what it needs to be checked and prompted."""
     prompt = learned.artifact.prompt
     tensors = {}
@@ -113,7 +114,8 @@ def write_adapter(path: Path, lowered: Lowered, learned: Learned, fingerprint: s
         tensors[f"{module}.A"] = np.ascontiguousarray(a, np.float32)
         tensors[f"{module}.B"] = np.ascontiguousarray(b, np.float32)
     path.parent.mkdir(exist_ok=True)
-    write_tensors(path, tensors, {
+    write_tensors(path, {**tensors, **(head.tensors() if head else {})}, {
+        **(head.metadata() if head else {}),
         "format": "edgeft-adapter-1", "base_fingerprint": fingerprint, "kind": ",".join(lowered.kinds),
         "rank": str(lowered.rank), "method": learned.method.name, "prompt": prompt.kind,
         "separator": prompt.separator})

@@ -50,6 +50,8 @@ def open_adapter(name: str, path: Path, bundle: Bundle) -> Adapter:
     widths = {module: (group.in_features, out) for group in bundle.slots
               for module, out in zip(group.modules, group.out_features, strict=True)}
     for key in tensors:
+        if key.startswith("head."):
+            continue  # checked by read_head, where the graph's hidden size is known
         module, _, part = key.rpartition(".")
         if module not in widths or part not in ("A", "B"):
             faults.add(f"{key}: the base has no such slot")

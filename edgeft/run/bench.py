@@ -13,6 +13,7 @@ import numpy as np
 from edgeft.contract.errors import UsageError
 from edgeft.contract.memory import peak_mib
 
+from .classify import check_generates
 from .model import Model
 
 
@@ -29,6 +30,7 @@ def bench(bundle: Path, adapters: Mapping[str, float] | None, *, prompt_tokens: 
         raise UsageError(f"--prompt-tokens {prompt_tokens} and --new-tokens {new_tokens} are more than the bundle's "
                          f"context of {model.context}.")
     used = model.adapters_for(adapters)
+    check_generates(model, used)
     ids = [3 + index % (model.session.vocabulary - 3) for index in range(prompt_tokens)]
     runs = [_run(model, ids, new_tokens, used) for _ in range(repeats + 1)][1:]
     prefill, decode = (statistics.median(run[part] for run in runs) for part in (0, 1))

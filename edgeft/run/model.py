@@ -18,6 +18,7 @@ from edgeft.contract.data import PromptFormat, encode_text
 from edgeft.contract.errors import EdgeftError, UsageError
 from edgeft.contract.memory import peak_mib
 
+from . import classify as classes
 from .adapters import Adapter, Shelf
 from .sampling import Sampler
 from .session import Cache, Session
@@ -90,6 +91,10 @@ class Model:
             return {self.bundle.default_adapter: 1.0} if self.bundle.default_adapter else {}
         return {name: float(scale) for name, scale in wanted.items()}
 
+    def task(self, adapters: Adapters | None = None) -> str:
+        """What a request with these adapters is: text-generation, text-classification or feature-extraction."""
+        return classes.task_of(self, self.adapters_for(adapters))
+
     def prompt_format(self, adapters: Adapters) -> PromptFormat:
         """How prompts are phrased for these adapters; UsageError if they were trained on different ways."""
         formats = {self.shelf.load(name).prompt for name in adapters} or {self.bundle.prompt}
@@ -132,6 +137,24 @@ class Model:
                 done[row] = piece
         return [done[row] for row in range(len(prompts))]
 
+    def classify(self, text: str | Sequence[str], *,
+                 adapters: Adapters | Sequence[Adapters | None] | None = None) -> Any:
+        """Labels with scores, likeliest first: of one text a list of (label, score), of several a list of those.
+
+        `adapters` are for all texts, or a list with one set for each.
+        """
+        texts = [text] if isinstance(text, str) else list(text)
+        found = classes.classify(self, texts, self._per_text(adapters, len(texts)))
+        return found[0] if isinstance(text, str) else found
+
+    def embed(self, texts: Sequence[str], *, adapters: Adapters | Sequence[Adapters | None] | None = None) -> Any:
+        """Embeddings [n, hidden] of length 1: the mean hidden state of an encoder, the last one of a decoder."""
+        return classes.embed(self, list(texts), self._per_text(adapters, len(texts)))
+
+    def _per_text(self, adapters: Adapters | Sequence[Adapters | None] | None, count: int) -> list[dict[str, float]]:
+        wanted = [adapters] * count if adapters is None or isinstance(adapters, Mapping) else adapters
+        return [self.adapters_for(item) for item in wanted]
+
     def _run(self, prompts: Sequence[str | Messages], wanted: Sequence[Adapters | None], *, max_tokens: int = 128,
              stop: Sequence[str] | str = (), raw: bool = False, seed: int | None = None,
              **sampling: Any) -> Iterator[tuple[int, str]]:
@@ -139,6 +162,8 @@ class Model:
         if len(prompts) != len(wanted) or not prompts:
             raise UsageError(f"{len(prompts)} prompts and {len(wanted)} sets of adapters do not match.")
         used = [self.adapters_for(item) for item in wanted]
+        for chosen in used:
+            classes.check_generates(self, chosen)
         ids = [self.encode(prompt, chosen, raw) for prompt, chosen in zip(prompts, used, strict=True)]
         longest = max(map(len, ids))
         if min(map(len, ids)) == 0:

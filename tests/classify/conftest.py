@@ -80,3 +80,16 @@ def bert(make_encoder: Callable[..., Path]) -> Path:
 def bert_run(tmp_path_factory: pytest.TempPathFactory, bert: Path, colors: Path) -> Path:
     """A LoRA on it that knows the colors."""
     return train_classifier(tmp_path_factory.mktemp("runs") / "colors", bert, colors, "--eval-data", colors)
+
+
+@pytest.fixture(scope="session")
+def any_base(make_encoder: Callable[..., Path], base: Path, bert: Path) -> Callable[[str], Path]:
+    """A tiny base of a type; each is made once."""
+    made = {"llama": base, "bert": bert}
+
+    def get(model_type: str) -> Path:
+        if model_type not in made:
+            made[model_type] = make_encoder(model_type)
+        return made[model_type]
+
+    return get

@@ -21,17 +21,6 @@ def record(run: Path) -> dict[str, Any]:
     return json.loads((run / "edgeft.json").read_text())
 
 
-@pytest.fixture(scope="session")
-def any_base(make_encoder: Callable[..., Path], base: Path) -> Callable[[str], Path]:
-    """A tiny base of a type: each is made once."""
-    made = {"llama": base}
-
-    def get(model_type: str) -> Path:
-        return made.setdefault(model_type, make_encoder(model_type) if model_type not in made else base)
-
-    return get
-
-
 def predictions(base: Path, run: Path, asked: list[str]) -> list[str]:
     """What PEFT alone makes of a run, text by text."""
     import torch
