@@ -26,11 +26,11 @@ def bench(bundle: Path, adapters: Mapping[str, float] | None, *, prompt_tokens: 
     start = time.perf_counter()
     model = Model(bundle, threads=threads)
     load_seconds = time.perf_counter() - start
+    check_generates(model, model.adapters_for(adapters))
     if prompt_tokens + new_tokens > model.context:
         raise UsageError(f"--prompt-tokens {prompt_tokens} and --new-tokens {new_tokens} are more than the bundle's "
                          f"context of {model.context}.")
     used = model.adapters_for(adapters)
-    check_generates(model, used)
     ids = [3 + index % (model.session.vocabulary - 3) for index in range(prompt_tokens)]
     runs = [_run(model, ids, new_tokens, used) for _ in range(repeats + 1)][1:]
     prefill, decode = (statistics.median(run[part] for run in runs) for part in (0, 1))
