@@ -98,7 +98,8 @@ def make_encoder(work: Path) -> Path:
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
-    tokenizer.train_from_iterator([line["text"] for line in read_lines(work / "train.jsonl")], trainers.WordPieceTrainer(
+    texts = [line["text"] for line in read_lines(work / "train.jsonl")]
+    tokenizer.train_from_iterator(texts, trainers.WordPieceTrainer(
         vocab_size=4096, special_tokens=["[PAD]", "[UNK]", "[CLS]", "[SEP]"], show_progress=False))
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
@@ -135,9 +136,9 @@ def ask(bundle: str, held: str, test: str) -> dict[str, Any]:
 
 def describe(rows: list[dict[str, Any]]) -> str:
     """The table."""
-    shown = [(f"{row['case']} ({row['method']})", row["quant"], f"{row['bundle_mib']:.1f}", f"{row['train_seconds']:.0f}",
-              f"{row['in_scope']:.1%}", f"{row['rejecting']:.1%}", f"{row['oos_recall']:.1%}", f"{row['all']:.1%}",
-              f"{row['lines_per_s']:,.0f}") for row in rows]
+    shown = [(f"{row['case']} ({row['method']})", row["quant"], f"{row['bundle_mib']:.1f}",
+              f"{row['train_seconds']:.0f}", f"{row['in_scope']:.1%}", f"{row['rejecting']:.1%}",
+              f"{row['oos_recall']:.1%}", f"{row['all']:.1%}", f"{row['lines_per_s']:,.0f}") for row in rows]
     text = table(["case", "quant", "MiB", "training s", "in-scope", "rejecting", "oos recall", "all", "lines/s"], shown)
     stories = [row["in_scope"] for row in rows if row["case"] == "stories" and row["quant"] == "fp32"]
     return text + (f"\n\nLoRA on stories3m in-scope at least {TARGET:.0%}: {verdict(stories[0] >= TARGET)}"

@@ -2,13 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 
 from tests.conftest import WORDS, lines, train_run, write_tokenizer
+
+
+@pytest.fixture(scope="session", autouse=True)
+def traced_once() -> Iterator[None]:
+    """A trace takes seconds and depends on the config alone: one per architecture."""
+    from edgeft.export import encoder
+
+    kept: dict[str, bytes] = {}
+    trace = encoder._export
+
+    def once(body: Any) -> Any:
+        import onnx_ir as ir
+
+        key = body.config.to_json_string(use_diff=False).replace(str(body.config.name_or_path), "")
+        if key not in kept:
+            kept[key] = ir.to_proto(trace(body)).SerializeToString()
+        return ir.from_proto(onnx.ModelProto.FromString(kept[key]))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(encoder, "_export", once)
+        yield
+
+
+def call(*arguments: object, code: int = 0) -> None:
+    """The command line in this process, where torch is loaded already."""
+    from edgeft.cli import main
+
+    with warnings.catch_warnings(), pytest.raises(SystemExit) as ended:
+        warnings.simplefilter("ignore")
+        main([str(argument) for argument in arguments])
+    assert ended.value.code == code
 
 SIZES: dict[str, dict[str, Any]] = {
     "bert": {}, "roberta": {}, "distilbert": {"dim": 64, "hidden_dim": 96, "n_layers": 2, "n_heads": 4},

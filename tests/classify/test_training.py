@@ -14,7 +14,7 @@ import pytest
 from edgeft.contract.tensors import write_tensors
 from tests.conftest import lines, write_tokenizer
 
-from .conftest import texts, train_classifier
+from .conftest import call, texts, train_classifier
 
 TYPES = ["bert", "roberta", "distilbert", "deberta-v2", "llama"]
 
@@ -53,15 +53,6 @@ def test_a_lora_learns_labels_and_is_a_plain_peft_folder(any_base: Callable[[str
     assert sum(answer == line["label"] for answer, line in zip(answers, asked, strict=True)) >= 11
 
 
-def refused(word: str, *arguments: object, code: int = 2) -> None:
-    """In this process: torch is loaded once."""
-    from edgeft.cli import main
-
-    with pytest.raises(SystemExit) as ended:
-        main([str(argument) for argument in arguments])
-    assert ended.value.code == code, word
-
-
 @pytest.mark.parametrize("model_type", ["t5", "bart"])
 def test_encoder_decoders_are_refused_by_name(model_type: str, colors: Path, tmp_path: Path,
                                               capsys: pytest.CaptureFixture[str]) -> None:
@@ -73,9 +64,9 @@ def test_encoder_decoders_are_refused_by_name(model_type: str, colors: Path, tmp
     config = AutoConfig.for_model(model_type, vocab_size=60, **sizes)
     AutoModelForSeq2SeqLM.from_config(config).save_pretrained(tmp_path / "base")
     write_tokenizer(tmp_path / "base")
-    refused("encoder-decoder", "train", "lora", "--base", tmp_path / "base", "--data", colors, "--out", tmp_path / "r")
+    call("train", "lora", "--base", tmp_path / "base", "--data", colors, "--out", tmp_path / "r", code=2)
     assert f"{model_type} is an encoder-decoder" in capsys.readouterr().err
-    refused("encoder-decoder", "export", tmp_path / "base", "--device", "cpu-x86_64", "--out", tmp_path / "b")
+    call("export", tmp_path / "base", "--device", "cpu-x86_64", "--out", tmp_path / "b", code=2)
     said = capsys.readouterr().err
     assert "encoder-decoder" in said
     assert model_type in said
@@ -94,7 +85,7 @@ def test_what_does_not_fit_together_is_refused_by_name(bert: Path, base: Path, c
             (1, "'violet'", [bert, "--data", colors, "--eval-data", other]),
             (2, "measured on lines of", [bert, "--data", colors, "--eval-data", text]),
             (2, "measured on lines of", [bert, "--data", colors, "--probe", text])]:
-        refused(words, *start, *arguments, code=code)
+        call(*start, *arguments, code=code)
         assert words in capsys.readouterr().err
         assert not (tmp_path / "run").exists()
 
@@ -104,7 +95,7 @@ def test_other_encoders_are_refused_by_name(colors: Path, tmp_path: Path, capsys
 
     AutoConfig.for_model("electra", vocab_size=60).save_pretrained(tmp_path / "base")
     write_tokenizer(tmp_path / "base")
-    refused("electra", "train", "full", "--base", tmp_path / "base", "--data", colors, "--out", tmp_path / "r")
+    call("train", "full", "--base", tmp_path / "base", "--data", colors, "--out", tmp_path / "r", code=2)
     assert "electra is an encoder that is not known here" in capsys.readouterr().err
 
 
@@ -114,13 +105,13 @@ def test_soft_prompts_on_encoders_are_refused_by_name(bert: Path, colors: Path, 
     from edgeft import plugins
 
     monkeypatch.setattr(type(plugins.host().method("lora")), "peft_type", "PROMPT_TUNING")
-    refused("soft", "train", "lora", "--base", bert, "--data", colors, "--out", tmp_path / "r")
+    call("train", "lora", "--base", bert, "--data", colors, "--out", tmp_path / "r", code=2)
     assert "a soft prompt on an encoder (bert)" in capsys.readouterr().err
     (tmp_path / "wild").mkdir()
     (tmp_path / "wild" / "adapter_config.json").write_text(json.dumps(
         {"peft_type": "PROMPT_TUNING", "task_type": "SEQ_CLS", "base_model_name_or_path": str(bert)}))
     write_tensors(tmp_path / "wild" / "adapter_model.safetensors", {"prompt_embeddings": np.ones((4, 64), np.float32)})
-    refused("soft", "export", tmp_path / "wild", "--device", "cpu-x86_64", "--out", tmp_path / "b")
+    call("export", tmp_path / "wild", "--device", "cpu-x86_64", "--out", tmp_path / "b", code=2)
     assert "a soft prompt (PROMPT_TUNING) on an encoder (bert)" in capsys.readouterr().err
 
 
