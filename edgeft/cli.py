@@ -49,6 +49,14 @@ def train_group() -> None:
     """Train a method on a base; writes a run folder."""
 
 
+def _loss(result: dict[str, Any]) -> str:
+    """A loss for a person: per completion token, or of a classifier."""
+    if "accuracy" in result:
+        return (f"accuracy {result['accuracy']:.1%} of {result['examples']:,} examples, loss {result['loss']:.3f} nats "
+                "per example")
+    return f"loss {result['loss']:.4f} nats per completion token over {result['tokens']:,} tokens"
+
+
 @cli.command("eval")
 @click.argument("subject", type=FOLDER, metavar="RUN|BUNDLE|MODEL_DIR")
 @click.option("--data", required=True, type=FOLDER, help="Lines to measure the loss on.")
@@ -73,7 +81,7 @@ def eval_command(subject: Path, data: Path, probe: Path | None, adapter: tuple[s
     if as_json:
         _json(result)
         return
-    click.echo(f"loss {result['loss']:.4f} nats per completion token over {result['tokens']:,} tokens")
+    click.echo(_loss(result))
     if "forgetting" in result:
         click.echo(f"forgetting {result['forgetting']:+.4f} nats per token")
 
@@ -167,6 +175,9 @@ def run_command(bundle: Path, prompt: str, adapter: tuple[str, ...], as_json: bo
     wanted = _adapters(adapter)
     model = load(bundle, threads=threads)
     text = sys.stdin.read().removesuffix("\n") if prompt == "-" else prompt
+    if model.task(wanted) != "text-generation":
+        _classify(model, text, wanted, as_json)
+        return
     if as_json:
         _json(model.generate(text, adapters=wanted, **sampling).to_json())
         return
@@ -174,6 +185,20 @@ def run_command(bundle: Path, prompt: str, adapter: tuple[str, ...], as_json: bo
         click.echo(piece, nl=False)
         sys.stdout.flush()
     click.echo()
+
+
+def _classify(model: Any, text: str, wanted: dict[str, float] | None, as_json: bool) -> None:
+    from edgeft.run.classify import answer
+
+    context = click.get_current_context()
+    sampling = [name for name in context.params if name not in ("bundle", "prompt", "adapter", "as_json", "threads")
+                and context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE]
+    if sampling:
+        raise UsageError(f"--{sampling[0].replace('_', '-')} is for generating text, and this classifies or embeds it.")
+    (found,) = answer(model, [text], [model.adapters_for(wanted)])
+    if found.note:
+        click.echo(f"note: {found.note}", err=True)
+    _json(found.to_json()) if as_json else click.echo(found.describe())
 
 
 @cli.command("chat")

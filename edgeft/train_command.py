@@ -159,18 +159,20 @@ def _print_run(out: Path, record: dict[str, Any], as_json: bool) -> None:
 
 
 def _loss_table(metrics: dict[str, Any]) -> list[str]:
-    """Nats per completion token before and after, per task; what was never trained on comes last."""
+    """Nats per completion token, or per example, before and after, per task; what was never trained on comes last."""
     base = metrics["eval_base"]
-    measured = [(name, base[name]["loss"] if name in base else None, found["loss"], found["tokens"])
-                for name, found in metrics["eval"].items()]
-    measured += [(f"{name} (never trained on)", found["base_loss"], found["loss"], found["tokens"])
+    measured = [(name, base.get(name, {}).get("loss"), found) for name, found in metrics["eval"].items()]
+    measured += [(f"{name} (never trained on)", found["base_loss"], found)
                  for name, found in metrics["held_out"].items()]
     if not measured:
         return []
-    rows = [("loss per completion token", "base", "tuned", "change", "tokens")]
-    rows += [(name, f"{before:.3f}" if before is not None else "-", f"{after:.3f}",
-              f"{after - before:+.3f}" if before is not None else "-", f"{tokens:,}")
-             for name, before, after, tokens in measured]
-    widths = [max(len(row[column]) for row in rows) for column in range(5)]
+    classes = "accuracy" in measured[0][2]
+    unit = "examples" if classes else "tokens"
+    rows = [(f"loss per {'example' if classes else 'completion token'}", "base", "tuned", "change", unit,
+             *(["accuracy"] if classes else []))]
+    rows += [(name, f"{before:.3f}" if before is not None else "-", f"{found['loss']:.3f}",
+              f"{found['loss'] - before:+.3f}" if before is not None else "-", f"{found[unit]:,}",
+              *([f"{found['accuracy']:.1%}"] if classes else [])) for name, before, found in measured]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return ["  ".join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in
                                                   zip(row[1:], widths[1:], strict=True))]) for row in rows]

@@ -64,7 +64,7 @@ class Lora(Method[LoraOptions]):
             if name in given:
                 given[name] = list(given[name])
         try:
-            return get_peft_model(model, LoraConfig(**given, task_type="CAUSAL_LM"))
+            return get_peft_model(model, LoraConfig(**given, **self.peft_task(model)))
         except ValueError as error:
             raise CannotLower(f"lora: {str(error).splitlines()[0]}", _linears(model)) from None
 

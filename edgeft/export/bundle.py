@@ -27,9 +27,11 @@ from edgeft.contract.files import disk_errors, link_or_copy, refuse_existing, sc
 
 from .adapters import Places, lower, merge_weight, write_adapter
 from .assemble import Assembly
+from .encoder import build_encoder, expose_hidden
 from .graph import BaseGraph, build_graph
+from .heads import describe_head, write_head
 from .oracle import Oracle
-from .parity import prove
+from .parity_classify import prove_any
 from .resolve import Job, resolve
 from .sidecars import generation, write_genai_config, write_tokenizer
 from .weights import GraphBase, Source
@@ -52,14 +54,17 @@ def export(source: Path, device: Device, out: Path, *, host: Host, merge: bool =
         graph, assembly = _write_graph(job, weights, stage)
         modules = [module for slot in assembly.slots for module in slot.modules]
         tokenizer = write_tokenizer(job.base, stage)
-        write_genai_config(job.base, stage, context=job.context, shared=graph.cache == "shared")
+        if job.task == "text-generation":
+            write_genai_config(job.base, stage, context=job.context, shared=graph.cache == "shared")
+        if job.own_head:
+            write_head(stage, job.own_head)
         if job.beside:
             _write_adapter(job, weights, Places(job.slots, assembly.slots, graph.layers, job.context), stage)
         manifest = _manifest(job, graph, assembly, stage)
         _check_memory(job, manifest["memory"])
         _write_manifest(stage, manifest)
         _say("verifying against torch")
-        manifest["parity"], manifest["memory"]["verified_peak_mib"] = prove(job, modules, stage, tokenizer)
+        manifest["parity"], manifest["memory"]["verified_peak_mib"] = prove_any(job, modules, stage, tokenizer)
         _write_manifest(stage, manifest)
     return manifest
 
@@ -94,7 +99,7 @@ def add(bundle_folder: Path, source: Path, name: str, *, host: Host, base: str |
         _write_manifest(stage, manifest)
         _say("verifying against torch")
         modules = [module for slot in bundle.linears for module in slot.modules]
-        parity, _ = prove(job, modules, stage, job.base.tokenizer())
+        parity, _ = prove_any(job, modules, stage, job.base.tokenizer())
         report = parity["adapters"][name]
         manifest["parity"] = {**manifest["parity"],
                               "adapters": {**manifest["parity"]["adapters"], name: report},
@@ -116,7 +121,11 @@ def _merging(job: Job) -> Any:
 
 
 def _write_graph(job: Job, weights: Source, stage: Path) -> tuple[BaseGraph, Assembly]:
-    graph = build_graph(job.base.config, job.base.load, weights, job.context)
+    if job.base.encodes:
+        graph = build_encoder(job.base.load(), weights)
+    else:
+        graph = build_graph(job.base.config, job.base.load, weights, job.context)
+        expose_hidden(graph, keep_logits=job.task == "text-generation")
     assembly = Assembly(graph, weights, job.quant, job.slots)
     assembly.write(stage)
     return graph, assembly
@@ -135,7 +144,7 @@ def _write_adapter(job: Job, weights: Source, places: Places, stage: Path) -> st
     base = GraphBase(job.base.config.to_dict(), weights, places.linears, keys_values)
     lowered = lower(job.learned, base, places)
     file = f"adapters/{job.name}.safetensors"
-    write_adapter(stage / file, lowered, job.learned, job.fingerprint)
+    write_adapter(stage / file, lowered, job.learned, job.fingerprint, job.head)
     return file
 
 
@@ -144,6 +153,7 @@ def _manifest(job: Job, graph: BaseGraph, assembly: Assembly, stage: Path) -> di
     device = asdict(job.device)
     return {
         "format": FORMAT,
+        "task": job.task,
         "base": {"id": job.base.name, "folder": str(job.base.folder.resolve()), "fingerprint": job.fingerprint,
                  "architecture": job.base.config.model_type, "parameters": job.base.weights.parameters},
         "device": {key: device[key] for key in ("name", "summary", "limits", "cpu", "run", "graph", "verified")},
@@ -175,7 +185,7 @@ def _adapter_entry(job: Job) -> dict[str, Any]:
     assert job.learned is not None
     return {"file": f"adapters/{job.name}.safetensors", "method": job.learned.method.name,
             "prompt": job.artifact.prompt.to_json(), "source": str(job.artifact.folder.resolve()),
-            "forgetting": job.artifact.record.get("forgetting")}
+            "forgetting": job.artifact.record.get("forgetting"), **describe_head(job.head)}
 
 
 def _write_manifest(stage: Path, manifest: dict[str, Any]) -> None:
@@ -190,12 +200,13 @@ def _memory_plan(job: Job, stage: Path) -> dict[str, Any]:
     config = job.base.config
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    cache = 2 * config.num_hidden_layers * heads * size * job.context * 4
+    cache = 0 if job.base.encodes else 2 * config.num_hidden_layers * heads * size * job.context * 4
     weights = (stage / GRAPH_DATA).stat().st_size
     adapter = stage / "adapters" / f"{job.name}.safetensors"
     parts = {"weights": 2 * weights,  # onnxruntime keeps a prepacked copy beside the mapped file
              "cache": cache, "adapter": adapter.stat().st_size if adapter.is_file() else 0,
-             "logits": 4 * config.vocab_size * min(512, job.context), "runtime": RUNTIME_MIB << 20}
+             "logits": 4 * config.vocab_size * min(512, job.context) if job.task == "text-generation" else 0,
+             "runtime": RUNTIME_MIB << 20}
     plan = {name: round(size / 2**20, 1) for name, size in parts.items()}
     return {**plan, "predicted_peak_mib": round(sum(plan.values()), 1)}
 

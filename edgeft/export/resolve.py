@@ -11,11 +11,13 @@ from edgeft.contract.artifact import Artifact, read_artifact
 from edgeft.contract.bundle import check_name
 from edgeft.contract.device import Device
 from edgeft.contract.errors import Faults, UsageError
+from edgeft.contract.heads import Head
 from edgeft.contract.tasks import TaskOptions, choose_task
 
 from .adapters import Learned, check_modules, understand
 from .assemble import Quant
 from .base import Base, open_base
+from .heads import own_head, split_head
 
 if TYPE_CHECKING:
     from edgeft.plugins import Host
@@ -34,6 +36,7 @@ class Job:
     name: str  # of the adapter beside the base; empty if there is none
     fingerprint: str  # of the base that the bundle holds
     context: int
+    head: Head | None = None  # the classification head that the artifact brings
 
     @property
     def beside(self) -> bool:
@@ -44,6 +47,16 @@ class Job:
     def slots(self) -> list[str]:
         """Kinds of slots that the bundle gets: a base with a change merged in is no base for other adapters."""
         return [] if self.merge else list(self.device.graph.slots)
+
+    @property
+    def own_head(self) -> Head | None:
+        """The head that the bundle has without an adapter."""
+        return own_head(self.base) if self.beside else self.head
+
+    @property
+    def task(self) -> str:
+        """What the bundle does without an adapter."""
+        return "text-classification" if self.own_head else self.base.task
 
 
 def resolve(source: Path, device: Device, host: Host, *, merge: bool = False, base: str | None = None,
@@ -68,6 +81,7 @@ def resolve(source: Path, device: Device, host: Host, *, merge: bool = False, ba
         faults = Faults(f"{source}: was not trained on {opened.name}")
         faults.add("base fingerprint", declared=artifact.base_fingerprint[:12], found=opened.fingerprint[:12])
         faults.raise_if_any("Name its own base with --base; if that was changed since, train again.")
+    learned, head = split_head(artifact, learned, opened)
     if learned is not None:
         shapes = {name.rpartition(".")[0]: () for name in opened.tied}
         check_modules(learned, list(opened.weights), shapes)
@@ -78,7 +92,7 @@ def resolve(source: Path, device: Device, host: Host, *, merge: bool = False, ba
     if learned is not None and merge:
         fingerprint = hashlib.sha256((fingerprint + _digest(learned)).encode()).hexdigest()
     return Job(opened, learned, artifact, device, Quant(kind, device.graph.block), merge, chosen, fingerprint,
-               min(device.graph.context, opened.context))
+               min(device.graph.context, opened.context), head)
 
 
 def _base_name(artifact: Artifact, base: str | None) -> str:

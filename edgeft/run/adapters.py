@@ -72,6 +72,8 @@ def open_adapter(name: str, path: Path, bundle: Bundle) -> Adapter:
     scales = {module: out for group in bundle.scales
               for module, out in zip(group.modules, group.out_features, strict=True)}
     for key in tensors:
+        if key.startswith("head."):
+            continue  # checked by read_head, where the graph's hidden size is known
         module, _, part = key.rpartition(".")
         if PREFIX.fullmatch(key):
             _check_prefix(key, tensors, bundle, faults)

@@ -13,6 +13,7 @@ import numpy as np
 from edgeft.contract.errors import UsageError
 from edgeft.contract.memory import peak_mib
 
+from .classify import check_generates
 from .model import Model
 
 
@@ -25,6 +26,7 @@ def bench(bundle: Path, adapters: Mapping[str, float] | None, *, prompt_tokens: 
     start = time.perf_counter()
     model = Model(bundle, threads=threads)
     load_seconds = time.perf_counter() - start
+    check_generates(model, model.adapters_for(adapters))
     if prompt_tokens + new_tokens > model.context:
         raise UsageError(f"--prompt-tokens {prompt_tokens} and --new-tokens {new_tokens} are more than the bundle's "
                          f"context of {model.context}.")

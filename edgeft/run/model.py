@@ -19,9 +19,10 @@ from edgeft.contract.errors import EdgeftError, UsageError
 from edgeft.contract.memory import peak_mib
 from edgeft.contract.prompt import PromptFormat
 
+from . import classify as classes
 from .adapters import Adapter, Shelf
 from .sampling import Sampler
-from .session import Cache, Session
+from .session import Cache, Session, Slots
 
 Adapters = Mapping[str, float]
 Messages = Sequence[Mapping[str, str]]
@@ -91,6 +92,10 @@ class Model:
             return {self.bundle.default_adapter: 1.0} if self.bundle.default_adapter else {}
         return {name: float(scale) for name, scale in wanted.items()}
 
+    def task(self, adapters: Adapters | None = None) -> str:
+        """What a request with these adapters is: text-generation, text-classification or feature-extraction."""
+        return classes.task_of(self, self.adapters_for(adapters))
+
     def prompt_format(self, adapters: Adapters) -> PromptFormat:
         """How prompts are phrased for these adapters; UsageError if they were trained on different ways."""
         formats = {self.shelf.load(name).prompt for name in adapters} or {self.bundle.prompt}
@@ -136,6 +141,24 @@ class Model:
                 done[row] = piece
         return [done[row] for row in range(len(prompts))]
 
+    def classify(self, text: str | Sequence[str], *,
+                 adapters: Adapters | Sequence[Adapters | None] | None = None) -> Any:
+        """Labels with scores, likeliest first: of one text a list of (label, score), of several a list of those.
+
+        `adapters` are for all texts, or a list with one set for each.
+        """
+        texts = [text] if isinstance(text, str) else list(text)
+        found = classes.classify(self, texts, self._per_text(adapters, len(texts)))
+        return found[0] if isinstance(text, str) else found
+
+    def embed(self, texts: Sequence[str], *, adapters: Adapters | Sequence[Adapters | None] | None = None) -> Any:
+        """Embeddings [n, hidden] of length 1: the mean hidden state of an encoder, the last one of a decoder."""
+        return classes.embed(self, list(texts), self._per_text(adapters, len(texts)))
+
+    def _per_text(self, adapters: Adapters | Sequence[Adapters | None] | None, count: int) -> list[dict[str, float]]:
+        wanted = [adapters] * count if adapters is None or isinstance(adapters, Mapping) else adapters
+        return [self.adapters_for(item) for item in wanted]
+
     def _run(self, prompts: Sequence[str | Messages], wanted: Sequence[Adapters | None], *, max_tokens: int = 128,
              stop: Sequence[str] | str = (), raw: bool = False, seed: int | None = None,
              task: str | Sequence[str | None] | None = None, **sampling: Any) -> Iterator[tuple[int, str]]:
@@ -145,6 +168,8 @@ class Model:
             raise UsageError(f"{len(prompts)} prompts, {len(wanted)} sets of adapters and {len(tasks)} tasks do not "
                              "match.")
         used = [self.adapters_for(item) for item in wanted]
+        for chosen in used:
+            classes.check_generates(self, chosen)
         ids = [self.encode(prompt, chosen, raw, name)
                for prompt, chosen, name in zip(prompts, used, tasks, strict=True)]
         longest = max(map(len, ids))
@@ -165,11 +190,16 @@ class Model:
 
     def cache(self, used: Sequence[Adapters], tokens: int) -> Cache:
         """Caches for a batch whose row i uses adapters used[i]; `tokens` of prompt and answer together."""
+        slots = self.slots(used)
+        return self.session.cache(len(used), min(self.context, max(slots.lengths, default=0) + tokens), slots)
+
+    def slots(self, used: Sequence[Adapters]) -> Slots:
+        """What a batch's adapters put into the graph; the session becomes the scaled one if they need it."""
         slots = self.shelf.bind(used)
         if slots.scaled and not self.session.scaled:  # from now on: it serves all that the other does
             threads, self.session = self.session.threads, None  # type: ignore[assignment]  # its memory is free first
             self.session = Session(self.bundle, threads, scaled=True)
-        return self.session.cache(len(used), min(self.context, max(slots.lengths, default=0) + tokens), slots)
+        return slots
 
 
 def _sampler(options: dict[str, Any], seed: int | None) -> Sampler:

@@ -14,7 +14,7 @@ from edgeft.contract.files import sha256
 from .base import Base
 from .job import Job
 from .mixture import Task, tokenize
-from .objective import Objective, mean_loss
+from .objective import AnyObjective, measure
 
 
 @dataclass
@@ -25,14 +25,11 @@ class Evaluation:
     held_out: dict[str, list[Example]] = field(default_factory=dict)
     probe: list[Example] = field(default_factory=list)
 
-    def measure(self, objective: Objective, limit: int) -> dict[str, Any]:
-        """Loss in nats per token and token count of each set, of each held-out task and of the probe."""
-        def loss(examples: list[Example]) -> dict[str, Any]:
-            return dict(zip(("loss", "tokens"), mean_loss(objective, examples, limit), strict=True))
-
-        return {"sets": {name: loss(examples) for name, examples in self.sets.items()},
-                "held_out": {name: loss(examples) for name, examples in self.held_out.items()},
-                "probe": loss(self.probe) if self.probe else None}
+    def measure(self, objective: AnyObjective, limit: int) -> dict[str, Any]:
+        """Loss of each set, of each held-out task and of the probe, with what it was measured on."""
+        return {"sets": {name: measure(objective, examples, limit) for name, examples in self.sets.items()},
+                "held_out": {name: measure(objective, examples, limit) for name, examples in self.held_out.items()},
+                "probe": measure(objective, self.probe, limit) if self.probe else None}
 
 
 def load_evaluation(job: Job, tasks: Sequence[Task], base: Base, length: int) -> Evaluation:

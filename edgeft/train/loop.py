@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,11 +27,13 @@ from edgeft.contract.files import disk_errors, write_json
 
 from . import checkpoint
 from .base import Base, load_base
+from .classify import check_method, learn_head
 from .grid import check_frozen, grid_of, put_on_grid
 from .held_out import load_evaluation
 from .job import SETTINGS, Job
+from .labels import labels_of
 from .mixture import count, load_tasks, passes
-from .objective import Objective
+from .objective import AnyObjective, Objective, make_objective
 from .plan import plan_batches
 from .record import Run, announce, record, say
 from .run_folder import write_run
@@ -54,7 +57,7 @@ def _train(job: Job, resume: bool) -> dict[str, Any]:
                                   weight_decay=settings.weight_decay, fused=True)
     model, optimizer = accelerator.prepare(model, optimizer)
     task = job.options.task_index if isinstance(job.options, TaskOptions) else None
-    objective = Objective(model, run.base.model.get_output_embeddings(), pad=run.base.eos or 0, task=task)
+    objective = make_objective(run.base, model, task)
 
     job.out.mkdir(parents=True, exist_ok=True)
     state: dict[str, Any] = {"seconds": 0.0, "tokens": 0}
@@ -77,7 +80,8 @@ def _train(job: Job, resume: bool) -> dict[str, Any]:
 def _read_inputs(job: Job) -> Run:
     """Base, examples, evaluation sets and the plan of all batches."""
     settings = job.settings
-    base = load_base(job.base, seed=settings.seed)
+    base = load_base(job.base, seed=settings.seed, labels=labels_of(Path(spec.data) for spec in job.trained))
+    check_method(job.method, base.model)
     length = _max_length(settings, base)
     tasks = load_tasks(job.trained, base, separator=settings.separator, max_length=length,
                        holdout=0.0 if job.eval_data else settings.holdout)
@@ -94,6 +98,7 @@ def _attach(run: Run, accelerator: Accelerator) -> nn.Module:
     if grid:
         put_on_grid(base.model, grid["quant"], grid["block"])
     model = job.method.attach(base.model, job.options)
+    learn_head(base.model, model)
     if not checkpoint.trainable(model):
         raise EdgeftError(f"{job.method.name}: attach() left nothing to train. Check its options.")
     if grid:
@@ -110,9 +115,10 @@ def _attach(run: Run, accelerator: Accelerator) -> nn.Module:
 
 
 @contextmanager
-def _base_of(model: nn.Module, objective: Objective) -> Iterator[Objective]:
+def _base_of(model: nn.Module, objective: AnyObjective) -> Iterator[AnyObjective]:
     """The base's own loss. A fresh adapter adds nothing to it, but even an untrained soft prompt is text before it."""
-    if isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning:
+    if isinstance(objective, Objective) and isinstance(model, PeftModel) and \
+            model.active_peft_config.is_prompt_learning:
         with model.disable_adapter():
             yield Objective(model, objective.head, pad=objective.pad)
     else:
@@ -122,7 +128,7 @@ def _base_of(model: nn.Module, objective: Objective) -> Iterator[Objective]:
 class _Loop:
     """The steps, and what is shown and saved between them."""
 
-    def __init__(self, run: Run, accelerator: Accelerator, model: nn.Module, optimizer: Any, objective: Objective,
+    def __init__(self, run: Run, accelerator: Accelerator, model: nn.Module, optimizer: Any, objective: AnyObjective,
                  state: dict[str, Any]) -> None:
         self.inputs, self.accelerator, self.model, self.optimizer = run, accelerator, model, optimizer
         self.objective, self.state = objective, state

@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgeft.contract.data import Example, encode, kind_of, read_records, record_digest, segments, windows
 from edgeft.contract.errors import EdgeftError, Faults, UsageError
 from edgeft.contract.files import sha256
 from edgeft.contract.prompt import PLACE, PromptFormat
 
-from .base import Base
+from .labels import encode_labels
 from .tasks import TaskSpec
+
+if TYPE_CHECKING:
+    from .base import Base
 
 
 @dataclass
@@ -76,8 +79,9 @@ def tokenize(records: Sequence[dict[str, Any]], path: Path, base: Base, separato
     """
     kind = kind_of(records[0])
     if kind == "label":
-        raise UsageError(f"{path}: lines with 'label' are for classification, and {base.id} is a language model. "
-                         "Write them as prompt and completion.")
+        return encode_labels(records, path, base, max_length)
+    if base.labels:
+        raise UsageError(f"{path}: a classifier is measured on lines of {{\"text\", \"label\"}}.")
     if template and kind != "pair":
         raise UsageError(f"{path}: holds lines of kind {kind!r}, and a template phrases the prompts of lines with "
                          "prompt and completion.")

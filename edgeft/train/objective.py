@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import nn
@@ -11,7 +12,11 @@ from torch import nn
 from edgeft.contract.data import Example
 from edgeft.contract.errors import EdgeftError
 
+from .classify import ClassObjective, measure_classes
 from .mixture import passes
+
+if TYPE_CHECKING:
+    from .base import Base
 
 
 class Objective:
@@ -74,3 +79,21 @@ def mean_loss(objective: Objective, examples: Sequence[Example], tokens_per_pass
         tokens += sum(sum(example.mask) for example in part)
     objective.model.train(training)
     return total / max(tokens, 1), tokens
+
+
+AnyObjective: TypeAlias = Objective | ClassObjective
+
+
+def make_objective(base: Base, model: nn.Module, task: int | None = None) -> AnyObjective:
+    """What is minimised on this base: cross-entropy over labels for a classifier, over tokens otherwise."""
+    if base.labels:
+        return ClassObjective(model, pad=base.model.config.pad_token_id)
+    return Objective(model, base.model.get_output_embeddings(), pad=base.eos or 0, task=task)
+
+
+def measure(objective: AnyObjective, examples: Sequence[Example], tokens_per_pass: int) -> dict[str, Any]:
+    """Mean loss in nats with the number of tokens, or of examples and their accuracy for a classifier."""
+    if isinstance(objective, ClassObjective):
+        return measure_classes(objective, examples, tokens_per_pass)
+    loss, tokens = mean_loss(objective, examples, tokens_per_pass)
+    return {"loss": loss, "tokens": tokens}

@@ -43,9 +43,10 @@ def announce(run: Run, model: nn.Module) -> None:
         f"{learns:,} of {total:,} parameters learn ({100 * learns / total:.2f} %)")
     for task, drawn in zip(run.tasks, shares(run.tasks, run.plan), strict=True):
         held = f", {len(task.held_out)} held out" if task.held_out else ""
-        say(f"  {task.name}: {len(task.train):,} examples{held}, {count(task.train):,} tokens with loss, weight "
-            f"{task.spec.weight:g}; drawn {drawn['examples']:,} examples ({drawn['share_of_examples']:.1%}), "
-            f"{drawn['completion_tokens']:,} tokens ({drawn['share_of_tokens']:.1%})")
+        learn = f"{len(base.labels)} labels" if base.labels else f"{count(task.train):,} tokens with loss"
+        tokens = "" if base.labels else f", {drawn['completion_tokens']:,} tokens ({drawn['share_of_tokens']:.1%})"
+        say(f"  {task.name}: {len(task.train):,} examples{held}, {learn}, weight {task.spec.weight:g}; "
+            f"drawn {drawn['examples']:,} examples ({drawn['share_of_examples']:.1%}){tokens}")
     for name, examples in run.evaluation.held_out.items():
         say(f"  {name}: held out, {len(examples):,} examples, never trained on")
     say(f"  {len(run.plan):,} steps of {job.settings.batch_size}, peak learning rate {run.rate:.2e}")
@@ -69,6 +70,7 @@ def record(run: Run, model: nn.Module, state: dict[str, Any], measured: dict[str
     return {
         **run.job.to_json(),
         "base": {"id": run.base.id, "fingerprint": run.base.fingerprint or None},
+        **({"labels": list(run.base.labels)} if run.base.labels else {}),
         "prompt": prompt_format(run.tasks, run.job.settings.separator).to_json(),
         "data": [{**task.describe(), "drawn": drawn}
                  for task, drawn in zip(run.tasks, shares(run.tasks, run.plan), strict=True)],
@@ -86,8 +88,7 @@ def record(run: Run, model: nn.Module, state: dict[str, Any], measured: dict[str
 
 
 def _held_out(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
-    return {name: {"base_loss": before[name]["loss"], "loss": tuned["loss"],
-                   "change": tuned["loss"] - before[name]["loss"], "tokens": tuned["tokens"]}
+    return {name: {**tuned, "base_loss": before[name]["loss"], "change": tuned["loss"] - before[name]["loss"]}
             for name, tuned in after.items()}
 
 

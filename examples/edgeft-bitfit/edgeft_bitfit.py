@@ -14,7 +14,7 @@ class BitFitOptions:
     """Which biases learn."""
 
     layers: tuple[str, ...] = field(default=(), metadata={
-        "help": "Only biases of layers of these names, e.g. q_proj,up_proj as in the paper's small variant; all: none."})
+        "help": "Only biases of layers of these names, e.g. q_proj,up_proj as in the paper's smaller variant."})
 
 
 class BitFit(Method[BitFitOptions]):
