@@ -24,8 +24,10 @@ UNTIED = ("llama",)  # the others tie their head to the embedding
 
 def tiny_base(model_type: str, seed: int = 0, tied: bool | None = None) -> PreTrainedModel:
     """A random decoder of an architecture, the same one for the same seed; no bias is 0 and no norm is 1."""
+    known = AutoConfig.for_model(model_type)  # an unknown key would stay in the config, and PEFT believe it
     config = AutoConfig.for_model(
-        model_type, **SIZES, tie_word_embeddings=model_type not in UNTIED if tied is None else tied)
+        model_type, **{name: value for name, value in SIZES.items() if hasattr(known, name)},
+        tie_word_embeddings=model_type not in UNTIED if tied is None else tied)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
@@ -49,6 +51,14 @@ def linears(model: nn.Module) -> dict[str, tuple[int, int]]:
         elif isinstance(module, Conv1D):  # gpt2's, which keeps its weight as [in, out]
             found[name] = (int(module.weight.shape[0]), int(module.weight.shape[1]))
     return found
+
+
+def owner_of(name: str, model: nn.Module) -> str | None:
+    """The module of the base that a learned tensor is named after, as export finds it; None if there is none."""
+    modules = {tensor.rpartition(".")[0] for tensor in model.state_dict()}
+    parts = name.split(".")
+    return next((".".join(parts[:size]) for size in range(len(parts) - 1, 0, -1)
+                 if ".".join(parts[:size]) in modules), None)
 
 
 class TorchBase(BaseView):
