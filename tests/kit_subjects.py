@@ -270,6 +270,59 @@ class CollectInventsNames(Gain):
         return {f"my.{name}": array for name, array in super().collect(model).items()}
 
 
+@breaks(SAVE)
+class CollectNamesNoModule(Gain):
+    def attach(self, model: Any, options: Options) -> Any:
+        import torch
+
+        super().attach(model, options)
+        model.gains = torch.nn.ParameterDict()
+        for name, module in list(model.named_modules()):
+            if "gain" in module._parameters:
+                model.gains[name.replace(".", "-")] = module.gain
+        return model
+
+    def collect(self, model: Any) -> dict[str, Any]:
+        return {f"gains.{name}": parameter.detach().numpy() for name, parameter in model.gains.items()}
+
+    def lower(self, learned: dict[str, Any], options: Options, base: Any) -> Lowered:
+        return Lowered(scale={name.removeprefix("gains.").removesuffix(".gain").replace("-", "."): gain
+                              for name, gain in learned.items()})
+
+
+@breaks(LOWER)
+class LowerSaysNothingOfAMove(Gain):
+    """The layer that leaves the block scales its input, which the slot before it holds as well."""
+
+    def attach(self, model: Any, options: Options) -> Any:
+        import torch
+
+        model.requires_grad_(False)
+        for layer in model.model.layers:
+            layer.mlp.down_proj.gain = torch.nn.Parameter(torch.ones(layer.mlp.down_proj.in_features))
+            layer.mlp.down_proj.register_forward_pre_hook(lambda module, inputs: (inputs[0] * module.gain,))
+        return model
+
+    def lower(self, learned: dict[str, Any], options: Options, base: Any) -> Lowered:
+        return Lowered(scale={name.replace("down_proj.gain", "up_proj"): gain for name, gain in learned.items()})
+
+    def merge(self, name: str, weight: Any, learned: dict[str, Any], options: Options) -> Any:
+        gain = learned.get(name.replace(".weight", ".gain"))
+        return weight if gain is None else weight * gain
+
+
+class LowerSaysItMoved(LowerSaysNothingOfAMove):
+    name = "moves"
+
+    def lower(self, learned: dict[str, Any], options: Options, base: Any) -> Lowered:
+        lowered = super().lower(learned, options, base)
+        lowered.moved = {name.removesuffix(".gain"): name.replace("down_proj.gain", "up_proj") for name in learned}
+        return lowered
+
+
+RIGHT.append(LowerSaysItMoved)
+
+
 @breaks(LOWER)
 class LowerLosesAVirtualToken(Prompt):
     def lower(self, learned: Any, options: Any, base: Any) -> Lowered:

@@ -108,11 +108,11 @@ def test_tolerances_need_a_known_rule_a_number_and_a_reason(tolerances: dict[str
 
 def test_a_methods_tolerance_counts() -> None:
     class Coarse(Gain):
-        tolerances = {"fresh": (1e-5, "none"), "merge": (0.1, "for this test")}
+        tolerances = {"fresh": (1e-5, "none"), "merge": (1.0, "for this test")}
 
     case = case_of(Coarse)
-    assert (case.tolerance("merge"), case.tolerance("lower")) == (0.1, 1e-5)
-    with pytest.raises(RuleBroken, match="is needed to tell"):  # ten times 0.1 is more than it learns
+    assert (case.tolerance("merge"), case.tolerance("lower")) == (1.0, 1e-5)
+    with pytest.raises(RuleBroken, match="is needed to tell"):  # ten times 1.0 is more than it learns
         RULES["trained_adapter_differs_from_base"](case)
 
 

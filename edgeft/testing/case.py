@@ -92,25 +92,23 @@ class Case:
                 parameter.add_(torch.randn(parameter.shape, generator=noise) * 0.1)
         return attached
 
-    def train(self, attached: Attached, steps: int = 5) -> list[float]:
-        """A few steps on the kit's tokens; the loss before each of them and after the last."""
-        if not attached.own:
-            return []
+    def train(self, attached: Attached, steps: int = 8) -> tuple[float, float]:
+        """A few steps on the kit's tokens; the loss before and after them, both without dropout."""
         ids = token_ids()
+        before = float(_loss(self.logits(attached.model), ids))
+        if not attached.own:
+            return before, before
         optimizer = torch.optim.AdamW(attached.own.values(), lr=1e-2)
-        losses = []
-        for step in range(steps + 1):
-            attached.model.train(step < steps)
+        attached.model.train()
+        for step in range(steps):
             with seeded(step):
-                logits = self.forward(attached.model, ids)
-            loss = nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
-            losses.append(float(loss.detach()))
-            if step < steps and loss.requires_grad:
+                loss = _loss(self.forward(attached.model, ids), ids)
+            if loss.requires_grad:
                 loss.backward()
                 optimizer.step()
                 optimizer.zero_grad()
         attached.model.eval()
-        return losses
+        return before, float(_loss(self.logits(attached.model), ids))
 
     def logits(self, model: nn.Module) -> torch.Tensor:
         """The model's answer [rows, length, vocabulary] to the kit's tokens."""
@@ -132,6 +130,10 @@ class Case:
     def base_logits(self) -> torch.Tensor:
         """The plain base's answer."""
         return self.logits_of_plain(self.base_model())
+
+
+def _loss(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    return nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
 
 
 @contextmanager

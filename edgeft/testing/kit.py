@@ -110,12 +110,17 @@ def attaches_to_a_base(cases: Sequence[Case]) -> None:
 @contextmanager
 def told() -> Iterator[None]:
     """A broken rule is its message, not a traceback through the kit; one that cannot be asked is skipped."""
+    broken = skipped = ""
     try:
         yield
-    except RuleBroken as broken:
-        pytest.fail(str(broken), pytrace=False)
-    except RuleSkipped as skipped:
-        pytest.skip(str(skipped))
+    except RuleBroken as error:
+        broken = str(error)
+    except RuleSkipped as error:
+        skipped = str(error)
+    if broken:
+        pytest.fail(broken, pytrace=False)
+    if skipped:
+        pytest.skip(skipped)
 
 
 def _hold(rule: Callable[[Case], None], case: Case) -> None:

@@ -55,6 +55,14 @@ def linears(model: nn.Module) -> dict[str, tuple[int, int]]:
     return found
 
 
+def owner_of(name: str, model: nn.Module) -> str | None:
+    """The module of the base that a learned tensor is named after, as export finds it; None if there is none."""
+    modules = {tensor.rpartition(".")[0] for tensor in model.state_dict()}
+    parts = name.split(".")
+    return next((".".join(parts[:size]) for size in range(len(parts) - 1, 0, -1)
+                 if ".".join(parts[:size]) in modules), None)
+
+
 class TorchBase(BaseView):
     """What the exporter answers from a folder, answered from a model in memory."""
 

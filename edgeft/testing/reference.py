@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,11 +13,11 @@ from transformers import DynamicCache, PreTrainedModel
 from edgeft.contract import Lowered
 
 from .case import RuleBroken, seeded
-from .models import TorchBase, linears
+from .models import TorchBase, linears, owner_of
 
 
-def check_lowered(lowered: Lowered, model: PreTrainedModel) -> None:
-    """RuleBroken with every slot that no layer of the base could take."""
+def check_lowered(lowered: Lowered, model: PreTrainedModel, learned: Iterable[str]) -> None:
+    """RuleBroken with every slot that no layer of the base could take, and every layer that found none."""
     faults = []
     widths = linears(model)
     for module, (a, b) in lowered.lowrank.items():
@@ -32,11 +32,14 @@ def check_lowered(lowered: Lowered, model: PreTrainedModel) -> None:
             faults.append(f"scale {module}: the base has no such linear layer")
         elif tuple(scale.shape) != (widths[module][1],):
             faults.append(f"scale {module}: {list(scale.shape)}, and the layer gives [{widths[module][1]}]")
+    owners = {owner_of(name, model) for name in learned} - {None}
+    faults += [f"{module}: was trained, and no slot holds what it learned (if that of another module does, "
+               "Lowered.moved says so)" for module in sorted(map(str, owners - lowered.modules - lowered.moved.keys()))]
     faults += _prefix_faults(lowered.prefix, model)
     if not (lowered.lowrank or lowered.scale or lowered.prefix):
         faults.append("it holds nothing")
     if faults:
-        raise RuleBroken("lower() returned what no graph can take:\n  " + "\n  ".join(faults))
+        raise RuleBroken("lower() returned what export refuses:\n  " + "\n  ".join(faults))
 
 
 def _prefix_faults(prefix: Mapping[int, tuple[Any, Any]], model: PreTrainedModel) -> list[str]:

@@ -34,9 +34,9 @@ def trained_adapter_differs_from_base(case: Case) -> None:
     if not attached.own:
         raise RuleBroken(f"{case.name}: attach() left nothing to train. Its parameters must have requires_grad; base "
                          "parameters that the method means to change are named by the kit's `learns`")
-    losses = case.train(attached)
-    if not losses[-1] < losses[0]:
-        raise RuleBroken(f"{case.name}: the loss went from {losses[0]:.4f} to {losses[-1]:.4f} in training")
+    before, after = case.train(attached)
+    if not after < before:
+        raise RuleBroken(f"{case.name}: the loss went from {before:.4f} to {after:.4f} in training")
     wanted = TEETH * max(value for value in map(case.tolerance, ("load", "lower", "merge")))
     found = difference(case.logits(attached.model), case.base_logits())
     if not wanted < found < math.inf:
@@ -92,7 +92,7 @@ def lowered_equals_torch(case: Case) -> None:
             lowered = case.method.lower(learned, options, TorchBase(base))
     except CannotLower as error:
         raise RuleSkipped(_refusal(case, "lower", error)) from None
-    check_lowered(lowered, base)
+    check_lowered(lowered, base, learned)
     _equal(case, "lower", lowered_logits(base, lowered, token_ids()), case.logits(attached.model),
            f"lower() ({', '.join(lowered.kinds)}) is not what was trained")
 

@@ -20,6 +20,7 @@ from edgeft.contract.slots import Tensors
 from edgeft.contract.tensors import NAMES, write_tensors
 
 from .case import Attached, Case, RuleBroken, seeded
+from .models import owner_of
 
 
 @contextmanager
@@ -47,6 +48,9 @@ def collected(case: Case, model: nn.Module) -> Tensors:
             kind = f"{array.dtype} array" if isinstance(array, np.ndarray) else type(array).__name__
             raise RuleBroken(f"{case.name}: collect() must return numpy arrays, and {name} is of type {kind} "
                              "(parameter.detach().float().cpu().numpy())")
+        if "." in name and owner_of(name, case.base_model()) is None:
+            raise RuleBroken(f"{case.name}: collect() must name tensors after modules of the base, and there is none "
+                             f"for {name}")
     return learned
 
 

@@ -14,7 +14,7 @@ class BitFitOptions:
     """Which biases learn."""
 
     layers: tuple[str, ...] = field(default=(), metadata={
-        "help": "Only biases of layers of these names, e.g. q_proj,up_proj as in the paper's smaller variant."})
+        "help": "Only biases of layers of these names; all biases if none is given."})
 
 
 class BitFit(Method[BitFitOptions]):
