@@ -75,6 +75,11 @@ class Base:
         model.eval()
         return cast(PreTrainedModel, model)
 
+    def skeleton(self) -> PreTrainedModel:
+        """The torch model without numbers: what its layers are."""
+        with torch.device("meta"):
+            return self.model_class(self.config)
+
     def tokenizer(self) -> Any:
         """The fast tokenizer."""
         try:

@@ -30,6 +30,7 @@ from edgeft.contract.files import disk_errors, link_or_copy, refuse_existing, sc
 from .adapters import lower, merge_weight, write_adapter
 from .assemble import Assembly
 from .graph import BaseGraph, build_graph
+from .ondevice import rounding
 from .parity import prove
 from .resolve import Job, resolve
 from .sidecars import generation, write_genai_config, write_tokenizer
@@ -42,10 +43,13 @@ RUNTIME_MIB = 70  # Python, numpy, tokenizers and onnxruntime themselves
 
 
 def export(source: Path, device: Device, out: Path, *, host: Host, merge: bool = False, base: str | None = None,
-           quant: str | None = None, name: str | None = None) -> dict[str, Any]:
-    """Write a bundle and return its manifest; below the bar nothing is left behind."""
+           quant: str | None = None, name: str | None = None, rank: int = 0) -> dict[str, Any]:
+    """Write a bundle and return its manifest; below the bar nothing is left behind.
+
+    `rank`: compress what was learned, a whole tuned model too, to a low-rank adapter beside its base.
+    """
     refuse_existing(out)
-    job = resolve(source, device, host, merge=merge, base=base, quant=quant, name=name)
+    job = resolve(source, device, host, merge=merge, base=base, quant=quant, name=name, rank=rank)
     weights = Source(job.base.weights, job.base.tied, _merging(job))
     with staged(out) as stage:
         _say(f"building the {job.quant.kind} graph of {job.base.name}")
@@ -65,7 +69,8 @@ def export(source: Path, device: Device, out: Path, *, host: Host, merge: bool =
     return manifest
 
 
-def add(bundle_folder: Path, source: Path, name: str, *, host: Host, base: str | None = None) -> dict[str, Any]:
+def add(bundle_folder: Path, source: Path, name: str, *, host: Host, base: str | None = None,
+        rank: int = 0) -> dict[str, Any]:
     """Put one more adapter beside a bundle's base; returns its parity report."""
     bundle = read_bundle(bundle_folder)
     check_name(name)
@@ -76,9 +81,10 @@ def add(bundle_folder: Path, source: Path, name: str, *, host: Host, base: str |
         raise UsageError(f"{bundle_folder}: its graph takes no adapters. Export the base without --merge.")
     bundle.check_files(whole=True)
     job = resolve(source, _recorded_device(bundle), host, base=base or bundle.manifest["base"]["folder"],
-                  quant=bundle.manifest["quant"]["kind"], name=name)
+                  quant=bundle.manifest["quant"]["kind"], name=name, rank=rank)
     if not job.beside:
-        raise UsageError(f"{source}: is a model of its own, not an adapter. `edgeft export` makes a bundle of it.")
+        raise UsageError(f"{source}: is a model of its own, not an adapter. `edgeft export` makes a bundle of it; "
+                         "--as-adapter compresses it to an adapter.")
     faults = Faults(f"{source}: cannot be added to bundle '{bundle_folder.name}'")
     if job.fingerprint != bundle.fingerprint:
         faults.add("base fingerprint", declared=bundle.fingerprint[:12], found=job.fingerprint[:12])
@@ -126,7 +132,8 @@ def _write_adapter(job: Job, weights: Source, slots: Sequence[SlotGroup], stage:
     assert job.learned is not None
     linears = {module: (slot.in_features, out) for slot in slots
                for module, out in zip(slot.modules, slot.out_features, strict=True)}
-    lowered = lower(job.learned, GraphBase(job.base.config.to_dict(), weights, linears), slots, ["lowrank"])
+    view = GraphBase(job.base.config.to_dict(), weights, linears, rounding(job.base, job.quant, linears))
+    lowered = lower(job.learned, view, slots, ["lowrank"])
     file = f"adapters/{job.name}.safetensors"
     write_adapter(stage / file, lowered, job.learned, job.fingerprint)
     return file
@@ -152,7 +159,7 @@ def _manifest(job: Job, graph: BaseGraph, assembly: Assembly, stage: Path) -> di
         "parity": {},
         "provenance": {
             "made": datetime.now(UTC).isoformat(timespec="seconds"), "by": f"edgeft {__version__}",
-            "platform": platform.platform(), "source": str(job.artifact.folder.resolve()), "merged": job.merge,
+            "platform": platform.platform(), "source": str(job.source), "merged": job.merge,
             "method": job.learned.method.name if job.learned else job.artifact.method or None,
             "forgetting": job.artifact.record.get("forgetting"),
             "packages": {name: version(name) for name in ("torch", "transformers", "peft", "onnxruntime",
@@ -164,7 +171,7 @@ def _manifest(job: Job, graph: BaseGraph, assembly: Assembly, stage: Path) -> di
 def _adapter_entry(job: Job) -> dict[str, Any]:
     assert job.learned is not None
     return {"file": f"adapters/{job.name}.safetensors", "method": job.learned.method.name,
-            "prompt": job.artifact.prompt.to_json(), "source": str(job.artifact.folder.resolve()),
+            "prompt": job.artifact.prompt.to_json(), "source": str(job.source),
             "forgetting": job.artifact.record.get("forgetting")}
 
 

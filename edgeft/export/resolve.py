@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING
 from edgeft.contract.artifact import Artifact, read_artifact
 from edgeft.contract.bundle import check_name
 from edgeft.contract.device import Device
-from edgeft.contract.errors import Faults, UsageError
+from edgeft.contract.errors import CannotLower, Faults, UsageError
 
 from .adapters import Learned, check_modules, understand
 from .assemble import Quant
 from .base import Base, open_base
+from .compress import Compression, base_name, compress
+from .foreign import import_peft
 
 if TYPE_CHECKING:
     from edgeft.plugins import Host
@@ -33,6 +35,12 @@ class Job:
     name: str  # of the adapter beside the base; empty if there is none
     fingerprint: str  # of the base that the bundle holds
     context: int
+    compression: Compression | None = None  # of what was given, where `artifact` is a LoRA made of it
+
+    @property
+    def source(self) -> Path:
+        """The folder that was given."""
+        return (self.compression.original if self.compression else self.artifact).folder.resolve()
 
     @property
     def beside(self) -> bool:
@@ -46,8 +54,8 @@ class Job:
 
 
 def resolve(source: Path, device: Device, host: Host, *, merge: bool = False, base: str | None = None,
-             quant: str | None = None, name: str | None = None) -> Job:
-    """Everything that can be refused before any work is done."""
+             quant: str | None = None, name: str | None = None, rank: int = 0) -> Job:
+    """Everything that can be refused before any work is done; a `rank` compresses what was learned to an adapter."""
     artifact = read_artifact(source)
     kind = quant or device.graph.quant
     if device.graph.shapes != "dynamic":
@@ -55,12 +63,14 @@ def resolve(source: Path, device: Device, host: Host, *, merge: bool = False, ba
     if kind not in device.quants():
         raise UsageError(f"--quant {kind}: {device.name} does not compute in it. It runs "
                          f"{', '.join(device.quants())}.")
-    learned = None if artifact.kind == "model" else understand(artifact, host)
-    opened = open_base(_base_name(artifact, base))
-    if artifact.kind != "model" and artifact.base_fingerprint not in ("", opened.fingerprint):
+    opened = open_base(base_name(artifact, base) if rank else _base_name(artifact, base))
+    if (rank or artifact.kind != "model") and artifact.base_fingerprint not in ("", opened.fingerprint):
         faults = Faults(f"{source}: was not trained on {opened.name}")
         faults.add("base fingerprint", declared=artifact.base_fingerprint[:12], found=opened.fingerprint[:12])
         faults.raise_if_any("Name its own base with --base; if that was changed since, train again.")
+    compression = compress(artifact, opened, host, rank) if rank else None
+    artifact = compression.artifact if compression else artifact
+    learned = _learned(artifact, host, opened)
     if learned is not None:
         shapes = {name.rpartition(".")[0]: () for name in opened.tied}
         check_modules(learned, list(opened.weights), shapes)
@@ -71,7 +81,19 @@ def resolve(source: Path, device: Device, host: Host, *, merge: bool = False, ba
     if learned is not None and merge:
         fingerprint = hashlib.sha256((fingerprint + _digest(learned)).encode()).hexdigest()
     return Job(opened, learned, artifact, device, Quant(kind, device.graph.block), merge, chosen, fingerprint,
-               min(device.graph.context, opened.context))
+               min(device.graph.context, opened.context), compression)
+
+
+def _learned(artifact: Artifact, host: Host, base: Base) -> Learned | None:
+    """What was learned, by the plugin that reads it, or by PEFT's own merge where none does."""
+    if artifact.kind == "model":
+        return None
+    try:
+        return understand(artifact, host)
+    except CannotLower:
+        if artifact.kind != "peft":
+            raise
+    return import_peft(artifact, base)
 
 
 def _base_name(artifact: Artifact, base: str | None) -> str:

@@ -52,10 +52,14 @@ class Source(Mapping[str, Array]):
 
 
 class GraphBase(BaseView):
-    """What a method may ask about the base, answered from its folder and from where slots can go."""
+    """What a method may ask about the base, answered from its folder and from where slots can go.
 
-    def __init__(self, config: Mapping[str, Any], source: Source, linears: Mapping[str, tuple[int, int]]) -> None:
-        self._config, self._source, self._linears = config, source, linears
+    `on_device` rounds a tensor as the bundle stores it, so that slots which depend on weights fit those of the device.
+    """
+
+    def __init__(self, config: Mapping[str, Any], source: Source, linears: Mapping[str, tuple[int, int]],
+                 on_device: Merge | None = None) -> None:
+        self._config, self._source, self._linears, self._on_device = config, source, linears, on_device
 
     @property
     def config(self) -> Mapping[str, Any]:
@@ -68,7 +72,8 @@ class GraphBase(BaseView):
         return self._source.shape(name)
 
     def tensor(self, name: str) -> Array:
-        return self._source[name]
+        array = self._source[self._source.tied.get(name, name)]
+        return self._on_device(name, array) if self._on_device else array
 
     def linears(self) -> Mapping[str, tuple[int, int]]:
         return self._linears
