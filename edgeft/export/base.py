@@ -124,3 +124,10 @@ def _model_class(name: str, config: Any) -> type[PreTrainedModel]:
         kind = "encoder-decoder" if config.is_encoder_decoder else task
         raise UsageError(f"base {name!r}: {named} is for {kind}; only decoders that generate text are exported.")
     return model_class
+
+
+def untie(model: PreTrainedModel) -> None:
+    """Give a tied head weights of its own, for a change of one of the two alone."""
+    head, embedding = cast(Any, model.get_output_embeddings()), cast(Any, model.get_input_embeddings())
+    if head is not None and head.weight is embedding.weight:
+        head.weight = torch.nn.Parameter(head.weight.detach().clone(), requires_grad=False)

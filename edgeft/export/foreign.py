@@ -29,7 +29,7 @@ from edgeft.contract.peft_types import PEFT_TYPES, REFUSED_FIELDS, REFUSED_INITS
 from edgeft.contract.slots import Array, Tensors
 
 from .adapters import Learned, finite_tensors
-from .base import Base
+from .base import Base, untie
 from .svd import factorize, rounding_noise
 
 SMALL = 0.5  # an adapter may take this share of its layers' own weights; above it, merging is the better way
@@ -144,13 +144,6 @@ def merged_changes(artifact: Artifact, base: Base, weights: Mapping[str, Array] 
                           f"base ({odd[0]} and {len(odd) - 1} more).")
     return Changes({name: tensor.float().numpy() for name, tensor in after.items()
                     if not torch.equal(tensor, before[name])}, turned)
-
-
-def untie(model: nn.Module) -> None:
-    """Give a tied head weights of its own: PEFT would merge a change of the one into both."""
-    head = cast(Any, model).get_output_embeddings()
-    if head is not None and head.weight is cast(Any, model).get_input_embeddings().weight:
-        head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=False)
 
 
 def _put(model: nn.Module, base: Base, weights: Mapping[str, Array]) -> None:

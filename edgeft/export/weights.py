@@ -17,7 +17,8 @@ Merge = Callable[[str, Array], Array]
 class Source(Mapping[str, Array]):
     """Tensors under their Hugging Face names, float32, merged as they are read; none is kept.
 
-    `tied` maps a head's tensor name to the embedding's that it shares, for bases that store it once.
+    `tied` maps a head's tensor name to the embedding's that it shares, for bases that store it once; `torn` does
+    for heads that a merge made differ from it.
     """
 
     def __init__(self, weights: Weights, tied: Mapping[str, str], merge: Merge | None = None) -> None:
@@ -28,7 +29,7 @@ class Source(Mapping[str, Array]):
             torn = set(tied) - set(self.tied) - set(weights)
         else:
             torn = set()
-        self._torn = {name: tied[name] for name in torn if tied[name] in weights}
+        self.torn = {name: tied[name] for name in torn if tied[name] in weights}
 
     def _still_tied(self, name: str, source: str) -> bool:
         assert self._merge is not None
@@ -37,18 +38,18 @@ class Source(Mapping[str, Array]):
 
     def __iter__(self) -> Iterator[str]:
         yield from self._weights
-        yield from self._torn
+        yield from self.torn
 
     def __len__(self) -> int:
-        return len(self._weights) + len(self._torn)
+        return len(self._weights) + len(self.torn)
 
     def __getitem__(self, name: str) -> Array:
-        stored = np.asarray(self._weights[self._torn.get(name, name)], np.float32)
+        stored = np.asarray(self._weights[self.torn.get(name, name)], np.float32)
         return self._merge(name, stored) if self._merge else stored
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of one tensor, without reading it."""
-        return self._weights.shape(self._torn.get(name, name))
+        return self._weights.shape(self.torn.get(name, name))
 
 
 class GraphBase(BaseView):
