@@ -15,6 +15,7 @@ from .files import disk_errors, read_json, sha256, write_json
 FORMAT = 1
 MANIFEST = "bundle.json"
 GRAPH, GRAPH_DATA = "model.onnx", "model.onnx.data"
+SCALED_GRAPH = "model.scale.onnx"  # the same over the same weights, with `scale` slots: they cost every token a little
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 REQUIRED: dict[str, type] = {"base": dict, "graph": dict, "slots": dict, "adapters": dict, "files": dict,
                              "context": int, "device": dict}
@@ -60,6 +61,31 @@ class Bundle:
     def slots(self) -> list[SlotGroup]:
         """Where adapters attach."""
         return [SlotGroup.from_json(group) for group in self.manifest["slots"].get("lowrank", [])]
+
+    @property
+    def linears(self) -> list[SlotGroup]:
+        """Every linear layer of the graph, whether adapters attach there or not."""
+        return [SlotGroup.from_json(group) for group in self.manifest.get("linears", [])] or self.slots
+
+    @property
+    def context(self) -> int:
+        """Tokens that a soft prompt, a prompt and an answer may have together."""
+        return int(self.manifest["context"])
+
+    @property
+    def scales(self) -> list[SlotGroup]:
+        """Where `scale` slots are, in the scaled graph: one input `{name}.scale [rows, 1, sum(out)]` each."""
+        return [SlotGroup.from_json(group) for group in self.manifest["slots"].get("scale", [])]
+
+    @property
+    def prefix_layers(self) -> list[tuple[int, int]]:
+        """(kv_heads, head_dim) of each layer's cache, if prefixes may be put into it."""
+        return [(int(heads), int(size)) for heads, size in self.manifest["slots"].get("prefix", [])]
+
+    @property
+    def kinds(self) -> list[str]:
+        """Kinds of slots that it has."""
+        return [kind for kind in ("lowrank", "scale", "prefix") if self.manifest["slots"].get(kind)]
 
     @property
     def adapters(self) -> dict[str, str]:
@@ -154,7 +180,8 @@ def check_runnable(bundle: Bundle) -> None:
     for key in ("quant", "parity"):
         if not isinstance(manifest.get(key), dict):
             faults.add(f"{key}: must be dict, found {type(manifest.get(key)).__name__}")
-    for name in (GRAPH, GRAPH_DATA, "tokenizer.json"):
+    scaled = [SCALED_GRAPH] if bundle.scales else []
+    for name in (GRAPH, GRAPH_DATA, "tokenizer.json", *scaled):
         if name not in manifest["files"]:
             faults.add(f"files: {name} is not listed, so it cannot be checked")
     faults.raise_if_any("Export it again.")
@@ -168,10 +195,13 @@ def _check_parts(manifest: dict[str, Any], faults: Faults) -> None:
                 or not isinstance(entry.get("sha256"), str):
             faults.add(f"files.{name}: must hold size and sha256")
     try:
-        for group in manifest["slots"].get("lowrank", []):
+        for group in (*manifest["slots"].get("lowrank", []), *manifest["slots"].get("scale", [])):
             SlotGroup.from_json(group)
+        for heads, size in manifest["slots"].get("prefix", []):
+            if not (isinstance(heads, int) and isinstance(size, int)):
+                raise ValueError("prefix must hold pairs of whole numbers")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        faults.add(f"slots.lowrank: {type(error).__name__}: {error}")
+        faults.add(f"slots: {type(error).__name__}: {error}")
     for name, entry in manifest["adapters"].items():
         file = entry.get("file") if isinstance(entry, dict) else None
         if not isinstance(file, str) or file not in manifest["files"]:

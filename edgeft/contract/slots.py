@@ -23,13 +23,15 @@ class Lowered:
     """One adapter as slots, module names as in the base's Hugging Face weights, float32.
 
     lowrank: module -> (A [in, r], B [r, out]), scaling folded into B: `y = base(x) + (x A) B`
-    scale:   module -> s [out]: `y = y * s`
+    scale:   module -> s [out]: `y = y * s`, after lowrank and after the layer's own bias
     prefix:  layer -> (k, v), each [kv_heads, n, head_dim], keys as the cache holds them
+    moved:   trained module -> the module whose slot holds what it learned, where that is another one
     """
 
     lowrank: dict[str, tuple[Array, Array]] = field(default_factory=dict)
     scale: dict[str, Array] = field(default_factory=dict)
     prefix: dict[int, tuple[Array, Array]] = field(default_factory=dict)
+    moved: dict[str, str] = field(default_factory=dict)
 
     @property
     def kinds(self) -> list[str]:
@@ -40,6 +42,11 @@ class Lowered:
     def modules(self) -> set[str]:
         """Names of the modules that a slot acts on."""
         return set(self.lowrank) | set(self.scale)
+
+    @property
+    def length(self) -> int:
+        """Rows that `prefix` puts before the sequence; 0 without one."""
+        return max((key.shape[1] for key, _ in self.prefix.values()), default=0)
 
     @property
     def rank(self) -> int:

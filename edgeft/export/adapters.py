@@ -74,6 +74,8 @@ def check_modules(learned: Learned, names: Collection[str], shapes: Mapping[str,
     found = set()
     for name in learned.tensors:
         parts = name.split(".")
+        if len(parts) == 1:  # of the whole model, as a soft prompt is: its method's lower() has to use it
+            continue
         owner = next((".".join(parts[:size]) for size in range(len(parts) - 1, 0, -1)
                       if ".".join(parts[:size]) in modules), None)
         if owner is None:
@@ -84,39 +86,91 @@ def check_modules(learned: Learned, names: Collection[str], shapes: Mapping[str,
     return found
 
 
-def lower(learned: Learned, base: GraphBase, slots: Sequence[SlotGroup], kinds: Sequence[str]) -> Lowered:
-    """Slots of an artifact, every one of which the graph has, and every trained module among them."""
+@dataclass(frozen=True)
+class Places:
+    """Where a bundle takes adapters: its linear layers, and (kv_heads, head_dim) of each layer's cache."""
+
+    kinds: Sequence[str]
+    slots: Sequence[SlotGroup]
+    layers: Sequence[tuple[int, int]]
+    context: int
+
+    @property
+    def linears(self) -> dict[str, tuple[int, int]]:
+        """Module -> (in, out)."""
+        return {module: (slot.in_features, out) for slot in self.slots
+                for module, out in zip(slot.modules, slot.out_features, strict=True)}
+
+
+def lower(learned: Learned, base: GraphBase, places: Places) -> Lowered:
+    """Slots of an artifact, every one of which the bundle has, and every trained module among them."""
     trained = check_modules(learned, base.names(), base.linears())
     lowered = _named(learned.artifact, lambda: learned.method.lower(learned.tensors, learned.options, base))
     faults = Faults(f"{learned.artifact.folder}: cannot stand beside the base")
     for kind in lowered.kinds:
-        if kind not in kinds:
-            faults.add(f"slot kind {kind!r}", declared=f"the bundle has {', '.join(kinds) or 'none'}", found=kind)
-    widths = {module: (slot.in_features, out) for slot in slots
-              for module, out in zip(slot.modules, slot.out_features, strict=True)}
+        if kind not in places.kinds:
+            faults.add(f"slot kind {kind!r}", declared=f"the device takes {', '.join(places.kinds) or 'none'}",
+                       found=kind)
+    _check_linears(lowered, places.linears, faults)
+    _check_prefix(lowered, places, faults)
+    for module in sorted(trained - lowered.modules - lowered.moved.keys()):
+        faults.add(f"{module}: was trained and found no slot; it would be lost")
+    if not lowered.kinds:
+        faults.add("it lowers to nothing")
+    for module, array in [*((module, array) for module, pair in lowered.lowrank.items() for array in pair),
+                          *lowered.scale.items(), *((f"layer {layer}", array) for layer, pair in lowered.prefix.items()
+                                                    for array in pair)]:
+        if not np.isfinite(array).all():
+            faults.add(f"{module}: lowers to NaN or infinite numbers")
+    faults.raise_if_any("Export it with --merge, or name its own base with --base.")
+    return lowered
+
+
+def _check_linears(lowered: Lowered, widths: Mapping[str, tuple[int, int]], faults: Faults) -> None:
     for module, (a, b) in lowered.lowrank.items():
         if module not in widths:
             faults.add(f"{module}: no linear layer of the graph")
         elif (a.shape[0], b.shape[1]) != widths[module] or a.shape[1] != b.shape[0]:
             faults.add(module, declared=f"[{widths[module][0]}, r] and [r, {widths[module][1]}]",
                        found=f"{list(a.shape)} and {list(b.shape)}")
-    for module in sorted(trained - lowered.modules):
-        faults.add(f"{module}: was trained and found no slot; it would be lost")
-    if not lowered.kinds:
-        faults.add("it lowers to nothing")
-    faults.raise_if_any("Export it with --merge, or name its own base with --base.")
-    return lowered
+    for module, scale in lowered.scale.items():
+        if module not in widths:
+            faults.add(f"{module}: no linear layer of the graph")
+        elif scale.shape != (widths[module][1],):
+            faults.add(f"{module}, scale", declared=[widths[module][1]], found=list(scale.shape))
+    for module, slot in lowered.moved.items():
+        if slot not in lowered.modules:
+            faults.add(f"{module}: was said to be held by {slot}, which has no slot in use")
+
+
+def _check_prefix(lowered: Lowered, places: Places, faults: Faults) -> None:
+    if not lowered.prefix:
+        return
+    if sorted(lowered.prefix) != list(range(len(places.layers))):
+        faults.add("prefix, layers", declared=len(places.layers), found=len(lowered.prefix))
+        return
+    for layer, pair in lowered.prefix.items():
+        heads, size = places.layers[layer]
+        for array in pair:
+            if array.shape != (heads, lowered.length, size):
+                faults.add(f"prefix, layer {layer}", declared=[heads, lowered.length, size], found=list(array.shape))
+    if lowered.length >= places.context:
+        faults.add("prefix", declared=f"shorter than the context of {places.context} tokens",
+                   found=f"{lowered.length} tokens")
 
 
 def write_adapter(path: Path, lowered: Lowered, learned: Learned, fingerprint: str) -> None:
-    """The adapter's file: A and B per module, and what it needs to be checked and prompted."""
+    """The adapter's file: its slots under their modules' names, and what it needs to be checked and prompted."""
     prompt = learned.artifact.prompt
     tensors = {}
     for module, (a, b) in sorted(lowered.lowrank.items()):
-        tensors[f"{module}.A"] = np.ascontiguousarray(a, np.float32)
-        tensors[f"{module}.B"] = np.ascontiguousarray(b, np.float32)
+        tensors[f"{module}.A"], tensors[f"{module}.B"] = a, b
+    for module, scale in sorted(lowered.scale.items()):
+        tensors[f"{module}.scale"] = scale
+    for layer, (key, value) in sorted(lowered.prefix.items()):
+        tensors[f"prefix.{layer}.key"], tensors[f"prefix.{layer}.value"] = key, value
     path.parent.mkdir(exist_ok=True)
-    write_tensors(path, tensors, {
+    write_tensors(path, {name: np.ascontiguousarray(array, np.float32) for name, array in tensors.items()}, {
         "format": "edgeft-adapter-1", "base_fingerprint": fingerprint, "kind": ",".join(lowered.kinds),
         "rank": str(lowered.rank), "method": learned.method.name, "prompt": prompt.kind,
         "separator": prompt.separator})

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass, TopologicalSortPass
 
-from edgeft.contract.bundle import SlotGroup
+from edgeft.contract.bundle import SCALED_GRAPH, SlotGroup
 from edgeft.contract.grid import BITS, Grid, quantize
 from edgeft.contract.slots import Array
 
 from .graph import BaseGraph
 from .linears import Group, Piece, find_groups
+from .scales import Product, add_scales
 from .store import Store
 from .weights import Source
 
@@ -44,26 +46,35 @@ class Quant:
 
 
 class Assembly:
-    """One graph being rewritten."""
+    """One graph being rewritten; `kinds` are the slot kinds that it gets."""
 
-    def __init__(self, base: BaseGraph, source: Source, quant: Quant, *, slots: bool) -> None:
-        self.base, self.source, self.quant, self.with_slots = base, source, quant, slots
+    def __init__(self, base: BaseGraph, source: Source, quant: Quant, kinds: Collection[str]) -> None:
+        self.base, self.source, self.quant, self.kinds = base, source, quant, kinds
         self.graph = base.model.graph
         self.store = Store(base.model)
         self.groups = find_groups(base)
+        self.scales: list[SlotGroup] = []
+        self._products: list[Product] = []
         self._gates: dict[int, ir.Value] = {}
         self._slot_inputs: set[str] = set()
         self._grids: dict[str, Grid] = {}
 
     @property
     def slots(self) -> list[SlotGroup]:
-        """The slots that the graph offers."""
+        """Every linear layer; with "lowrank" each has a slot."""
         return [group.slot for group in self.groups]
 
-    def run(self) -> Store:
-        """Rewrite the graph in place; the store that comes back writes it out."""
+    def write(self, folder: Path) -> None:
+        """Rewrite the graph in place and write it with its data; with "scale" also the scaled graph, over that data."""
+        self._run()
+        self.store.write(folder)
+        if "scale" in self.kinds:
+            self.scales = add_scales(self.base.model, self._products)
+            ir.save(self.base.model, folder / SCALED_GRAPH)
+
+    def _run(self) -> None:
         tables = self._tables()
-        gate = self._gate_input() if self.with_slots else None
+        gate = self._gate_input() if "lowrank" in self.kinds else None
         for group in self.groups:
             self._rewrite(group, gate, tied=group.pieces[0].weight in tables)
         for name, gathers in tables.items():
@@ -72,7 +83,6 @@ class Assembly:
         TopologicalSortPass()(self.base.model)
         self._fill_rest()
         self._tidy()
-        return self.store
 
     def _tables(self) -> dict[str, list[ir.Node]]:
         """Embedding tables by weight: what token ids are looked up in."""
@@ -99,6 +109,7 @@ class Assembly:
             value.name = name
             ir.convenience.replace_all_uses_with(old, value, replace_graph_outputs=True)
         self.graph.insert_before(first, nodes)
+        self._products.append(Product(group, result, outputs))
         for linear in group.linears:
             self.graph.remove(linear.node, safe=True)
 

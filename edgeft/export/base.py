@@ -97,7 +97,7 @@ def open_base(name: str) -> Base:
     """Find a base and tell what serves it; only causal decoders are exported."""
     hf_logging.set_verbosity_error()
     hf_logging.disable_progress_bar()
-    warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")  # PEFT 0.21 asks transformers so
+    warnings.filterwarnings("ignore", "`(is_gradient_checkpointing|past_key_values)` is deprecated")  # PEFT 0.21 does so
     folder = find_base(name)
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 import sys
-from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -18,7 +17,6 @@ from edgeft.contract.bundle import (
     GRAPH_DATA,
     MANIFEST,
     Bundle,
-    SlotGroup,
     check_name,
     describe_file,
     read_bundle,
@@ -27,10 +25,11 @@ from edgeft.contract.device import Cpu, Device, Graph, Limits, Run
 from edgeft.contract.errors import EdgeftError, Faults, UsageError
 from edgeft.contract.files import disk_errors, link_or_copy, refuse_existing, scratch, staged, sync_tree, write_json
 
-from .adapters import lower, merge_weight, write_adapter
+from .adapters import Places, lower, merge_weight, write_adapter
 from .assemble import Assembly
 from .graph import BaseGraph, build_graph
 from .ondevice import rounding
+from .oracle import Oracle
 from .parity import prove
 from .resolve import Job, resolve
 from .sidecars import generation, write_genai_config, write_tokenizer
@@ -55,15 +54,15 @@ def export(source: Path, device: Device, out: Path, *, host: Host, merge: bool =
         _say(f"building the {job.quant.kind} graph of {job.base.name}")
         _warn_about_grid(job)
         graph, assembly = _write_graph(job, weights, stage)
+        modules = [module for slot in assembly.slots for module in slot.modules]
         tokenizer = write_tokenizer(job.base, stage)
         write_genai_config(job.base, stage, context=job.context, shared=graph.cache == "shared")
         if job.beside:
-            _write_adapter(job, weights, assembly.slots, stage)
+            _write_adapter(job, weights, Places(job.slots, assembly.slots, graph.layers, job.context), stage)
         manifest = _manifest(job, graph, assembly, stage)
         _check_memory(job, manifest["memory"])
         _write_manifest(stage, manifest)
         _say("verifying against torch")
-        modules = [module for slot in assembly.slots for module in slot.modules]
         manifest["parity"], manifest["memory"]["verified_peak_mib"] = prove(job, modules, stage, tokenizer)
         _write_manifest(stage, manifest)
     return manifest
@@ -77,7 +76,7 @@ def add(bundle_folder: Path, source: Path, name: str, *, host: Host, base: str |
     if name in bundle.adapters:
         raise UsageError(f"{bundle_folder}: has an adapter {name!r} already. Choose another name, or "
                          f"`edgeft remove {bundle_folder} {name}` first.")
-    if not bundle.slots:
+    if not bundle.kinds:
         raise UsageError(f"{bundle_folder}: its graph takes no adapters. Export the base without --merge.")
     bundle.check_files(whole=True)
     job = resolve(source, _recorded_device(bundle), host, base=base or bundle.manifest["base"]["folder"],
@@ -94,11 +93,12 @@ def add(bundle_folder: Path, source: Path, name: str, *, host: Host, base: str |
     with scratch(bundle_folder) as stage:  # a second name for every file, so that the bundle itself stays whole
         for file in manifest["files"]:
             link_or_copy(bundle_folder / file, stage / file)
-        file = _write_adapter(job, weights, bundle.slots, stage)
+        file = _write_adapter(job, weights, Places(bundle.kinds, bundle.linears, bundle.prefix_layers, bundle.context),
+                              stage)
         manifest["adapters"] = {**manifest["adapters"], name: _adapter_entry(job)}
         _write_manifest(stage, manifest)
         _say("verifying against torch")
-        modules = [module for slot in bundle.slots for module in slot.modules]
+        modules = [module for slot in bundle.linears for module in slot.modules]
         parity, _ = prove(job, modules, stage, job.base.tokenizer())
         report = parity["adapters"][name]
         manifest["parity"] = {**manifest["parity"],
@@ -122,18 +122,24 @@ def _merging(job: Job) -> Any:
 
 def _write_graph(job: Job, weights: Source, stage: Path) -> tuple[BaseGraph, Assembly]:
     graph = build_graph(job.base.config, job.base.load, weights, job.context)
-    assembly = Assembly(graph, weights, job.quant, slots=job.takes_adapters)
-    assembly.run().write(stage)
+    assembly = Assembly(graph, weights, job.quant, job.slots)
+    assembly.write(stage)
     return graph, assembly
 
 
-def _write_adapter(job: Job, weights: Source, slots: Sequence[SlotGroup], stage: Path) -> str:
+def _write_adapter(job: Job, weights: Source, places: Places, stage: Path) -> str:
     """Lower what was learned into adapters/NAME.safetensors; returns that path within the bundle."""
     assert job.learned is not None
-    linears = {module: (slot.in_features, out) for slot in slots
-               for module, out in zip(slot.modules, slot.out_features, strict=True)}
-    view = GraphBase(job.base.config.to_dict(), weights, linears, rounding(job.base, job.quant, linears))
-    lowered = lower(job.learned, view, slots, ["lowrank"])
+
+    def keys_values(embeddings: Any) -> Any:
+        """The base as the device holds it, run in torch: an adapter's prefix must come from the very same weights."""
+        oracle = Oracle(job.base.load(), job.base.eos)
+        oracle.round(job.quant, list(places.linears))
+        return oracle.keys_values(embeddings)
+
+    base = GraphBase(job.base.config.to_dict(), weights, places.linears, keys_values,
+                     rounding(job.base, job.quant, places.linears))
+    lowered = lower(job.learned, base, places)
     file = f"adapters/{job.name}.safetensors"
     write_adapter(stage / file, lowered, job.learned, job.fingerprint)
     return file
@@ -150,7 +156,10 @@ def _manifest(job: Job, graph: BaseGraph, assembly: Assembly, stage: Path) -> di
         "quant": job.quant.to_json(),
         "context": job.context,
         "graph": {"file": "model.onnx", "builder": graph.builder, "cache": graph.cache, "padding": graph.padding},
-        "slots": {"lowrank": [slot.to_json() for slot in assembly.slots] if assembly.with_slots else []},
+        "linears": [slot.to_json() for slot in assembly.slots],
+        "slots": {"lowrank": [slot.to_json() for slot in assembly.slots] if "lowrank" in job.slots else [],
+                  "scale": [slot.to_json() for slot in assembly.scales],
+                  "prefix": graph.layers if "prefix" in job.slots else []},
         "generation": generation(job.base),
         "prompt": None if job.beside else job.artifact.prompt.to_json(),
         "adapters": {job.name: _adapter_entry(job)} if job.beside else {},

@@ -55,6 +55,12 @@ class BaseGraph:
     cache: str  # "shared" | "growing"
     padding: str = "anywhere"  # where rows of a batch may be padded in a growing cache
 
+    @property
+    def layers(self) -> list[tuple[int, int]]:
+        """(kv_heads, head_dim) of each layer's cache."""
+        return [(int(str(value.shape[1])), int(str(value.shape[3]))) for value in self.model.graph.inputs
+                if value.shape is not None and str(value.name).endswith(".key")]
+
 
 def build_graph(config: transformers.PretrainedConfig, load: Callable[[], transformers.PreTrainedModel],
                 source: Source, context: int) -> BaseGraph:

@@ -29,6 +29,11 @@ class Oracle:
         self.model: nn.Module = self.base
         self.eos = frozenset(eos)
 
+    @property
+    def soft(self) -> bool:
+        """Whether a soft prompt is attached: PEFT puts it before whatever it is given, so no cache can be gone on with."""
+        return isinstance(self.model, PeftModel) and self.model.active_peft_config.is_prompt_learning
+
     def attach(self, artifact: Artifact, method: Method[Any] | None, options: Any) -> None:
         """Load what was learned the way its own library does: that is what the bundle is compared with."""
         if artifact.kind == "peft":
@@ -68,6 +73,8 @@ class Oracle:
     @torch.inference_mode()
     def greedy(self, ids: Sequence[int], new: int) -> list[int]:
         """Greedy tokens after a prompt, ended by the first end-of-sequence token."""
+        if self.soft:
+            return self._greedy_without_cache(ids, new)
         output = self.model(input_ids=torch.tensor([list(ids)]), use_cache=True)
         tokens: list[int] = []
         while True:
@@ -77,10 +84,32 @@ class Oracle:
             output = self.model(input_ids=torch.tensor([[tokens[-1]]]), past_key_values=output.past_key_values,
                                 use_cache=True)
 
+    def _greedy_without_cache(self, ids: Sequence[int], new: int) -> list[int]:
+        tokens: list[int] = []
+        while len(tokens) < new and not (tokens and tokens[-1] in self.eos):
+            tokens.append(int(self.logits([*ids, *tokens])[-1].argmax()))
+        return tokens
+
     @torch.inference_mode()
     def logits(self, ids: Sequence[int]) -> np.ndarray[Any, Any]:
-        """Logits [seq, vocab] of one sequence."""
-        return self.model(input_ids=torch.tensor([list(ids)]), use_cache=False).logits[0].float().numpy()
+        """Logits [seq, vocab] of one sequence, without those of a soft prompt before it."""
+        logits = self.model(input_ids=torch.tensor([list(ids)]), use_cache=False).logits[0, -len(ids):]
+        return logits.float().numpy()
+
+    @torch.inference_mode()
+    def keys_values(self, embeddings: np.ndarray[Any, Any]) -> dict[int, tuple[np.ndarray[Any, Any], ...]]:
+        """What the base's caches hold after input embeddings [n, hidden]: layer -> (k, v) [kv_heads, n, head_dim]."""
+        inputs = torch.from_numpy(np.array(embeddings, np.float32))[None]
+        cache = self.base(inputs_embeds=inputs, use_cache=True).past_key_values
+        return {index: tuple(part[0].float().numpy() for part in (layer.keys, layer.values))
+                for index, layer in enumerate(cache.layers)}
+
+    def round(self, quant: Quant, modules: Sequence[str]) -> None:
+        """Put the base's weights on what a bundle stores them as, in place."""
+        if quant.bits:
+            self.put_on_grid(quant, modules)
+        elif quant.kind == "fp16":
+            self.halve(modules)
 
     def put_on_grid(self, quant: Quant, modules: Sequence[str]) -> None:
         """Round the base's weights to the device's grid, in place."""

@@ -9,7 +9,6 @@ from typing import Any
 from edgeft.contract.errors import Faults
 
 from . import verify
-from .assemble import Quant
 from .oracle import Oracle
 from .resolve import Job
 
@@ -79,23 +78,16 @@ def _ask_torch(job: Job, modules: Sequence[str], prompts: Sequence[list[int]],
         return base_cases, tuned_cases
     if job.learned is None or job.merge:
         oracle.fold()
-        _round(oracle, job.quant, modules)
+        oracle.round(job.quant, modules)
         verify.ask_torch_on_grid(oracle, tuned_cases or base_cases, new)
         return base_cases, tuned_cases
     del oracle  # the grid is put on a fresh base, and the adapter on that: as it will run
     oracle = Oracle(job.base.load(), job.base.eos)
-    _round(oracle, job.quant, modules)
+    oracle.round(job.quant, modules)
     verify.ask_torch_on_grid(oracle, base_cases, new)
     oracle.attach(job.artifact, job.learned.method, job.learned.options)
     verify.ask_torch_on_grid(oracle, tuned_cases, new)
     return base_cases, tuned_cases
-
-
-def _round(oracle: Oracle, quant: Quant, modules: Sequence[str]) -> None:
-    if quant.bits:
-        oracle.put_on_grid(quant, modules)
-    else:
-        oracle.halve(modules)
 
 
 def _prompts(job: Job, tokenizer: Any, count: int, new: int) -> list[list[int]]:

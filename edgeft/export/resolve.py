@@ -11,6 +11,7 @@ from edgeft.contract.artifact import Artifact, read_artifact
 from edgeft.contract.bundle import check_name
 from edgeft.contract.device import Device
 from edgeft.contract.errors import CannotLower, Faults, UsageError
+from edgeft.contract.peft_types import PEFT_TYPES
 
 from .adapters import Learned, check_modules, understand
 from .assemble import Quant
@@ -48,9 +49,9 @@ class Job:
         return self.learned is not None and not self.merge
 
     @property
-    def takes_adapters(self) -> bool:
-        """Whether the graph gets slots: a base with a change merged in is no base for other adapters."""
-        return not self.merge and "lowrank" in self.device.graph.slots
+    def slots(self) -> list[str]:
+        """Kinds of slots that the bundle gets: a base with a change merged in is no base for other adapters."""
+        return [] if self.merge else list(self.device.graph.slots)
 
 
 def resolve(source: Path, device: Device, host: Host, *, merge: bool = False, base: str | None = None,
@@ -75,7 +76,7 @@ def resolve(source: Path, device: Device, host: Host, *, merge: bool = False, ba
         shapes = {name.rpartition(".")[0]: () for name in opened.tied}
         check_modules(learned, list(opened.weights), shapes)
     chosen = check_name(name or _default_name(source)) if learned is not None and not merge else ""
-    if learned is not None and not merge and "lowrank" not in device.graph.slots:
+    if learned is not None and not merge and not device.graph.slots:
         raise UsageError(f"{device.name}: its graphs take no adapters beside the base. Export with --merge.")
     fingerprint = opened.fingerprint
     if learned is not None and merge:
@@ -85,13 +86,14 @@ def resolve(source: Path, device: Device, host: Host, *, merge: bool = False, ba
 
 
 def _learned(artifact: Artifact, host: Host, base: Base) -> Learned | None:
-    """What was learned, by the plugin that reads it, or by PEFT's own merge where none does."""
+    """What was learned, by the plugin that reads it, or by PEFT's own merge where none can."""
     if artifact.kind == "model":
         return None
     try:
         return understand(artifact, host)
     except CannotLower:
-        if artifact.kind != "peft":
+        mergeable = artifact.peft_type in PEFT_TYPES and PEFT_TYPES[artifact.peft_type].merged
+        if artifact.kind != "peft" or (host.method_for_peft(artifact.peft_type) and not mergeable):
             raise
     return import_peft(artifact, base)
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from edgeft.contract.bundle import GRAPH, MANIFEST, describe_file
+from edgeft.contract.bundle import MANIFEST, describe_file
 from edgeft.contract.errors import EdgeftError, Faults
 from edgeft.contract.files import link_or_copy, scratch, write_json
 from edgeft.contract.tensors import TensorFile
@@ -120,14 +120,15 @@ def exact_copy(bundle: Path) -> Iterator[Path]:
     manifest = json.loads((bundle / MANIFEST).read_text())
     with scratch(bundle / "exact") as folder:
         for name in manifest["files"]:
-            if name != GRAPH:
+            if not name.endswith(".onnx"):
                 link_or_copy(bundle / name, folder / name)
-        model = ir.load(bundle / GRAPH)
-        for node in model.graph:
-            if "accuracy_level" in node.attributes:
-                node.attributes["accuracy_level"] = ir.AttrInt64("accuracy_level", 0)
-        ir.save(model, folder / GRAPH)
-        manifest["files"][GRAPH] = describe_file(folder / GRAPH)
+                continue
+            model = ir.load(bundle / name)
+            for node in model.graph:
+                if "accuracy_level" in node.attributes:
+                    node.attributes["accuracy_level"] = ir.AttrInt64("accuracy_level", 0)
+            ir.save(model, folder / name)
+            manifest["files"][name] = describe_file(folder / name)
         write_json(folder / MANIFEST, manifest)
         yield folder
 

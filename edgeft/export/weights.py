@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from edgeft.contract.errors import CannotLower
 from edgeft.contract.slots import Array, BaseView
 from edgeft.contract.tensors import Weights
 
 Merge = Callable[[str, Array], Array]
+KeysValues = Callable[[Array], dict[int, tuple[Array, Array]]]
 
 
 class Source(Mapping[str, Array]):
@@ -55,12 +55,14 @@ class Source(Mapping[str, Array]):
 class GraphBase(BaseView):
     """What a method may ask about the base, answered from its folder and from where slots can go.
 
-    `on_device` rounds a tensor as the bundle stores it, so that slots which depend on weights fit those of the device.
+    `on_device` rounds a tensor as the bundle stores it, so that slots which depend on weights fit those of the device;
+    `keys_values` runs the base, just as rounded.
     """
 
     def __init__(self, config: Mapping[str, Any], source: Source, linears: Mapping[str, tuple[int, int]],
-                 on_device: Merge | None = None) -> None:
-        self._config, self._source, self._linears, self._on_device = config, source, linears, on_device
+                 keys_values: KeysValues, on_device: Merge | None = None) -> None:
+        self._config, self._source, self._linears = config, source, linears
+        self._keys_values, self._on_device = keys_values, on_device
 
     @property
     def config(self) -> Mapping[str, Any]:
@@ -80,4 +82,4 @@ class GraphBase(BaseView):
         return self._linears
 
     def keys_values(self, embeddings: Array) -> dict[int, tuple[Array, Array]]:
-        raise CannotLower("prefix slots are not in this version's graphs", "Export with --merge, if the method can.")
+        return self._keys_values(embeddings)

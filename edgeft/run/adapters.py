@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,9 @@ from edgeft.contract.data import PromptFormat
 from edgeft.contract.errors import Faults, UsageError
 from edgeft.contract.tensors import TensorFile
 
+from .session import Prefix, Slots
+
+PREFIX = re.compile(r"prefix\.(0|[1-9]\d{0,4})\.(key|value)")
 KEPT = 8  # packed combinations that stay ready: switching back costs a rebinding
 
 
@@ -39,6 +43,23 @@ class Adapter:
         """Columns that it takes in each module's slot."""
         return max((self.tensors.shape(name)[1] for name in self.tensors if name.endswith(".A")), default=0)
 
+    @cached_property
+    def scaled(self) -> bool:
+        """Whether it multiplies layers' results."""
+        return any(name.endswith(".scale") for name in self.tensors)
+
+    @cached_property
+    def prefix(self) -> Prefix:
+        """What stands before the sequence in each layer's cache; empty for all but soft prompts."""
+        layers = sorted(int(name.split(".")[1]) for name in self.tensors if PREFIX.fullmatch(name)
+                        and name.endswith("key"))
+        return {layer: (self.tensors[f"prefix.{layer}.key"], self.tensors[f"prefix.{layer}.value"]) for layer in layers}
+
+    @property
+    def length(self) -> int:
+        """Tokens of the context that its soft prompt takes."""
+        return self.prefix[0][0].shape[1] if self.prefix else 0
+
 
 def open_adapter(name: str, path: Path, bundle: Bundle) -> Adapter:
     """Open and check an adapter; EdgeftError lists all that does not fit this bundle."""
@@ -47,23 +68,23 @@ def open_adapter(name: str, path: Path, bundle: Bundle) -> Adapter:
     found = tensors.metadata.get("base_fingerprint", "")
     if found != bundle.fingerprint:
         faults.add("base fingerprint", declared=bundle.fingerprint[:12], found=found[:12] or "none")
-    widths = {module: (group.in_features, out) for group in bundle.slots
+    linears = {module: (group.in_features, out) for group in bundle.slots
+               for module, out in zip(group.modules, group.out_features, strict=True)}
+    scales = {module: out for group in bundle.scales
               for module, out in zip(group.modules, group.out_features, strict=True)}
     for key in tensors:
         module, _, part = key.rpartition(".")
-        if module not in widths or part not in ("A", "B"):
-            faults.add(f"{key}: the base has no such slot")
-            continue
-        shape, (in_features, out) = tensors.shape(key), widths[module]
-        wanted = [in_features, "rank"] if part == "A" else ["rank", out]
-        fits = len(shape) == 2 and (shape[0] == in_features if part == "A" else shape[1] == out)
-        other = tensors.shape(f"{module}.B" if part == "A" else f"{module}.A") \
-            if f"{module}.{'B' if part == 'A' else 'A'}" in tensors else ()
-        if not fits:
-            faults.add(key, declared=wanted, found=list(shape))
-        elif len(other) != 2 or shape[1 if part == "A" else 0] != other[0 if part == "A" else 1]:
-            faults.add(f"{key}: has no partner of the same rank")
-        elif not np.isfinite(tensors[key]).all():
+        if PREFIX.fullmatch(key):
+            _check_prefix(key, tensors, bundle, faults)
+        elif part == "scale" and module in scales:
+            if tensors.shape(key) != (scales[module],):
+                faults.add(key, declared=[scales[module]], found=list(tensors.shape(key)))
+        elif part in ("A", "B") and module in linears:
+            _check_pair(key, tensors, linears[module], faults)
+        else:
+            faults.add(f"{key}: the bundle has no such slot")
+    for key in () if faults.lines else tensors:
+        if not np.isfinite(tensors[key]).all():
             faults.add(f"{key}: holds NaN or infinite numbers")
     if not len(tensors):
         faults.add("it holds no slot: it would change nothing")
@@ -71,11 +92,37 @@ def open_adapter(name: str, path: Path, bundle: Bundle) -> Adapter:
     return Adapter(name, tensors)
 
 
+def _check_pair(key: str, tensors: TensorFile, widths: tuple[int, int], faults: Faults) -> None:
+    """One half of a low-rank pair: its shape, and its other half."""
+    module, _, part = key.rpartition(".")
+    first, shape, other = part == "A", tensors.shape(key), f"{module}.{'B' if part == 'A' else 'A'}"
+    partner = tensors.shape(other) if other in tensors else ()
+    if len(shape) != 2 or shape[0 if first else 1] != widths[0 if first else 1]:
+        faults.add(key, declared=[widths[0], "rank"] if first else ["rank", widths[1]], found=list(shape))
+    elif len(partner) != 2 or shape[1 if first else 0] != partner[0 if first else 1]:
+        faults.add(f"{key}: has no partner of the same rank")
+
+
+def _check_prefix(key: str, tensors: TensorFile, bundle: Bundle, faults: Faults) -> None:
+    """Keys or values of one layer: every layer must have both, all of one length, below the context."""
+    layer, layers, shape = int(key.split(".")[1]), bundle.prefix_layers, tensors.shape(key)
+    whole = {f"prefix.{index}.{part}" for index in range(len(layers)) for part in ("key", "value")}
+    if layer >= len(layers):
+        faults.add(f"{key}: the bundle has no such slot")
+    elif not whole <= set(tensors):
+        faults.add(f"{key}: other layers' keys or values are missing")
+    elif len(shape) != 3 or (shape[0], shape[2]) != layers[layer] or shape[1] != tensors.shape("prefix.0.key")[1] \
+            or shape[1] < 1:
+        faults.add(key, declared=[layers[layer][0], "length", layers[layer][1]], found=list(shape))
+    elif shape[1] >= bundle.context:
+        faults.add(key, declared=f"shorter than the context of {bundle.context} tokens", found=f"{shape[1]} tokens")
+
+
 class Shelf:
     """The loaded adapters of a model; packs what a batch asks for, without touching the session."""
 
     def __init__(self, bundle: Bundle) -> None:
-        self.bundle, self.groups = bundle, bundle.slots
+        self.bundle, self.groups, self.scales = bundle, bundle.slots, bundle.scales
         self.loaded: dict[str, Adapter] = {}
         self._packed: OrderedDict[tuple[str, ...], dict[str, ort.OrtValue]] = OrderedDict()
 
@@ -95,23 +142,41 @@ class Shelf:
         for key in [key for key in self._packed if name in key]:
             del self._packed[key]
 
-    def bind(self, rows: Sequence[Mapping[str, float]]) -> dict[str, ort.OrtValue]:
-        """Slot inputs for a batch whose row i uses adapters rows[i], name -> scale; empty if none does."""
-        for scale in (value for row in rows for value in row.values()):
+    def bind(self, rows: Sequence[Mapping[str, float]]) -> Slots:
+        """Slots for a batch whose row i uses adapters rows[i], name -> scale."""
+        for name, scale in ((name, value) for row in rows for name, value in row.items()):
             if not math.isfinite(scale):
                 raise UsageError(f"An adapter's scale must be a finite number, found {scale}.")
+            if self.load(name).prefix and scale not in (0, 1):
+                raise UsageError(f"Adapter {name!r} is a soft prompt: it is there or it is not (scale 1 or 0), found "
+                                 f"{scale:g}.")
         names = tuple(sorted({name for row in rows for name in row}))
-        if not names:
-            return {}
         adapters = [self.load(name) for name in names]
-        if names in self._packed:
-            self._packed.move_to_end(names)
-        else:
+        prefixes = [self._prefix(row) for row in rows]
+        ranked, scaled = [item for item in adapters if item.rank], [item for item in adapters if item.scaled]
+        return Slots(self._pack(ranked) if ranked else {},
+                     {**({"adapter_gate": gate(ranked, rows)} if ranked else {}),
+                      **(scales(self.scales, scaled, rows) if scaled else {})},
+                     prefixes if any(prefixes) else ())
+
+    def _prefix(self, row: Mapping[str, float]) -> Prefix:
+        """The soft prompt of one row."""
+        soft = [name for name, scale in row.items() if scale and self.load(name).prefix]
+        if len(soft) > 1:
+            raise UsageError(f"Adapters {' and '.join(map(repr, sorted(soft)))} are soft prompts, and a request can "
+                             "have one only: each was trained to stand first.")
+        return self.load(soft[0]).prefix if soft else {}
+
+    def _pack(self, adapters: Sequence[Adapter]) -> dict[str, ort.OrtValue]:
+        """A and B of these adapters side by side, kept for the next request."""
+        names = tuple(adapter.name for adapter in adapters)
+        if names not in self._packed:
             self._packed[names] = {key: ort.OrtValue.ortvalue_from_numpy(array)
                                    for key, array in pack(self.groups, adapters).items()}
             if len(self._packed) > KEPT:
                 self._packed.popitem(last=False)
-        return {**self._packed[names], "adapter_gate": ort.OrtValue.ortvalue_from_numpy(gate(adapters, rows))}
+        self._packed.move_to_end(names)
+        return self._packed[names]
 
 
 def gate(adapters: Sequence[Adapter], rows: Sequence[Mapping[str, float]]) -> np.ndarray[Any, Any]:
@@ -143,3 +208,24 @@ def pack(groups: Sequence[SlotGroup], adapters: Sequence[Adapter]) -> dict[str, 
             out += width
         packed[f"{group.name}.A"], packed[f"{group.name}.B"] = a, b
     return packed
+
+
+def scales(groups: Sequence[SlotGroup], adapters: Sequence[Adapter],
+           rows: Sequence[Mapping[str, float]]) -> dict[str, np.ndarray[Any, Any]]:
+    """`{group}.scale [rows, 1, out]`: the product of what a row's adapters multiply by, 1 where none does.
+
+    An adapter at scale c multiplies by 1 + c (s - 1): at 1 by s itself, at 0 by nothing.
+    """
+    made = {}
+    for group in groups:
+        found = np.ones((len(rows), 1, sum(group.out_features)), np.float32)
+        out = 0
+        for module, width in zip(group.modules, group.out_features, strict=True):
+            for adapter in adapters:
+                if f"{module}.scale" in adapter.tensors:
+                    s = adapter.tensors[f"{module}.scale"]
+                    for index, row in enumerate(rows):
+                        found[index, 0, out : out + width] *= 1 + row.get(adapter.name, 0.0) * (s - 1)
+            out += width
+        made[f"{group.name}.scale"] = found
+    return made

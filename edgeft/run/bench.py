@@ -36,13 +36,13 @@ def bench(bundle: Path, adapters: Mapping[str, float] | None, *, prompt_tokens: 
             "first_token_ms": round(1000 * prefill, 2), "load_ms": round(1000 * load_seconds, 1),
             "peak_mib": round(peak_mib(), 1), "adapter": "+".join(used) or None, "adapters": used,
             "threads": model.session.threads, "prompt_tokens": prompt_tokens, "new_tokens": new_tokens,
-            "repeats": repeats, "quant": model.bundle.manifest["quant"]["kind"]}
+            "repeats": repeats, "quant": model.bundle.manifest["quant"]["kind"],
+            "soft_prompt": _soft_prompt(model, ids, used, repeats)}
 
 
 def _run(model: Model, ids: list[int], new: int, adapters: Mapping[str, float]) -> tuple[float, float]:
     """Seconds for the prefill and for `new` decode steps."""
-    cache = model.session.cache(1, len(ids) + new)
-    cache.bind_slots(model.shelf.bind([adapters]))
+    cache = model.cache([adapters], len(ids) + new)
     start = time.perf_counter()
     token = int(cache.prefill([ids])[0].argmax())
     middle = time.perf_counter()
@@ -51,12 +51,37 @@ def _run(model: Model, ids: list[int], new: int, adapters: Mapping[str, float]) 
     return middle - start, time.perf_counter() - middle
 
 
+def _soft_prompt(model: Model, ids: list[int], adapters: Mapping[str, float], repeats: int) -> dict[str, Any] | None:
+    """What a soft prompt costs before the first token, beside computing as many tokens of text; None without one."""
+    cache = model.cache([adapters], len(ids) + 1)
+    length = int(cache.lengths[0])
+    if not length:
+        return None
+    cache.prefill([ids])
+    copied = statistics.median(_seconds(model, ids, adapters) for _ in range(repeats))
+    computed = statistics.median(_seconds(model, [*ids[:1] * length, *ids], {}) for _ in range(repeats))
+    return {"tokens": length, "computed_tokens": int(cache.lengths[0]) - length,
+            "first_token_ms": round(1000 * copied, 2), "first_token_ms_if_computed": round(1000 * computed, 2),
+            "first_token_ms_without": round(1000 * statistics.median(_seconds(model, ids, {}) for _ in range(repeats)), 2)}
+
+
+def _seconds(model: Model, ids: list[int], adapters: Mapping[str, float]) -> float:
+    """From the request to its first logits, caches and adapters' rows included."""
+    start = time.perf_counter()
+    model.cache([adapters], len(ids) + 1).prefill([ids])
+    return time.perf_counter() - start
+
+
 def describe(result: dict[str, Any]) -> str:
     """The result for a person."""
+    soft = result["soft_prompt"]
     return "\n".join([
         f"prefill  {result['prefill']:>10,.1f} tokens/s   ({result['prompt_tokens']} tokens)",
         f"decode   {result['decode']:>10,.1f} tokens/s   ({result['new_tokens']} tokens)",
         f"memory   {result['peak_mib']:>10,.1f} MiB at the peak",
         f"load     {result['load_ms']:>10,.1f} ms",
+        *([f"soft prompt of {soft['tokens']} tokens, copied: first token after {soft['first_token_ms']} ms, without it "
+           f"{soft['first_token_ms_without']} ms, if it were computed {soft['first_token_ms_if_computed']} ms"]
+          if soft else []),
         f"adapter {result['adapter'] or 'none'}, {result['threads']} threads, {result['quant']}, median of "
         f"{result['repeats']}"])

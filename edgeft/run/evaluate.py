@@ -52,11 +52,9 @@ def tokenize(model: Model, records: Sequence[dict[str, Any]], adapters: Mapping[
 
 def mean_loss(model: Model, examples: Sequence[Example], adapters: Mapping[str, float]) -> tuple[float, int]:
     """(nats per token that carries loss, how many such tokens)."""
-    slots = model.shelf.bind([adapters])
     total, tokens = 0.0, 0
     for example in examples:
-        cache = model.session.cache(1, len(example.ids))
-        cache.bind_slots(slots)
+        cache = model.cache([adapters], len(example.ids))
         logits = cache.forward(np.asarray([example.ids]), [len(example.ids)])[0, :-1]
         keep = np.asarray(example.mask[1:])
         rows, targets = logits[keep].astype(np.float64), np.asarray(example.ids[1:])[keep]

@@ -141,18 +141,27 @@ class Model:
         used = [self.adapters_for(item) for item in wanted]
         ids = [self.encode(prompt, chosen, raw) for prompt, chosen in zip(prompts, used, strict=True)]
         longest = max(map(len, ids))
+        soft = [max([self.shelf.load(name).length for name, scale in row.items() if scale], default=0) for row in used]
         if min(map(len, ids)) == 0:
             raise UsageError("The prompt is empty: there is nothing to go on from.")
-        if longest >= self.context:
-            raise EdgeftError(f"The prompt has {longest} tokens, and the bundle's context is {self.context}: "
-                              "no room is left for an answer.")
+        for length, before in zip(map(len, ids), soft, strict=True):
+            if length + before >= self.context:
+                raise EdgeftError(f"The prompt has {length} tokens{f' after a soft prompt of {before}' if before else ''}, "
+                                  f"and the bundle's context is {self.context}: no room is left for an answer.")
         chosen_sampling = {**self.defaults, **{key: value for key, value in sampling.items() if value is not None}}
         stops = [stop] if isinstance(stop, str) else list(stop)
         rows = [_Row(self, row, prompt, used[row], _sampler(chosen_sampling, seed), stops, max_tokens)
                 for row, prompt in enumerate(ids)]
-        cache = self.session.cache(len(rows), min(self.context, longest + max_tokens))
-        cache.bind_slots(self.shelf.bind(used))
+        cache = self.cache(used, longest + max_tokens)
         yield from _decode(cache, rows)
+
+    def cache(self, used: Sequence[Adapters], tokens: int) -> Cache:
+        """Caches for a batch whose row i uses adapters used[i], for at most `tokens` tokens of prompt and answer each."""
+        slots = self.shelf.bind(used)
+        if slots.scaled and not self.session.scaled:  # from now on: it serves all that the other does
+            threads, self.session = self.session.threads, None  # type: ignore[assignment]  # its memory is free first
+            self.session = Session(self.bundle, threads, scaled=True)
+        return self.session.cache(len(used), min(self.context, max(slots.lengths, default=0) + tokens), slots)
 
 
 def _sampler(options: dict[str, Any], seed: int | None) -> Sampler:
@@ -211,7 +220,7 @@ class _Row:
             self._stop_at_text()
             if not self.finish and len(self.tokens) >= self.max_tokens:
                 self.finish = "length"
-            elif not self.finish and len(self.prompt) + len(self.tokens) >= self.model.context:
+            elif not self.finish and cache.lengths[self.index] + 1 >= self.model.context:
                 self.finish = "context"
         certain = len(self.text) if self.finish else len(self.text) - _overlap(self.text, self.stops)
         piece, self.shown = self.text[self.shown : certain], max(self.shown, certain)

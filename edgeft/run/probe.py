@@ -21,9 +21,7 @@ from .model import Model
 
 def answer(model: Model, ids: list[int], forced: list[int], new: int, adapters: dict[str, float]) -> dict[str, Any]:
     """Greedy tokens by the decode path, and logits [prompt + forced, vocab] by one teacher-forced pass."""
-    cache = model.session.cache(1, min(model.context, len(ids) + max(new, len(forced))))
-    slots = model.shelf.bind([adapters])
-    cache.bind_slots(slots)
+    cache = model.cache([adapters], len(ids) + new)
     logits = cache.prefill([ids])[0]
     tokens: list[int] = []
     while len(tokens) < new:
@@ -31,8 +29,7 @@ def answer(model: Model, ids: list[int], forced: list[int], new: int, adapters: 
         if tokens[-1] in model.eos or len(tokens) == new:
             break
         logits = cache.forward(np.asarray([[tokens[-1]]]), [1])[0, 0]
-    whole = model.session.cache(1, len(ids) + len(forced))
-    whole.bind_slots(slots)
+    whole = model.cache([adapters], len(ids) + len(forced))
     forced_logits = whole.forward(np.asarray([[*ids, *forced]]), [len(ids) + len(forced)])[0]
     return {"tokens": np.asarray(tokens, np.int64), "logits": np.array(forced_logits)}
 

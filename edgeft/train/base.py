@@ -40,7 +40,7 @@ class Base:
 
 def quiet() -> None:
     """Keep transformers' own progress bars and advice off the user's screen."""
-    warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")  # PEFT 0.21 asks transformers so
+    warnings.filterwarnings("ignore", "`(is_gradient_checkpointing|past_key_values)` is deprecated")  # PEFT 0.21 does so
     hf_logging.set_verbosity_error()
     hf_logging.disable_progress_bar()
 

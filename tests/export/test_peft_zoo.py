@@ -16,6 +16,8 @@ from edgeft import plugins
 from edgeft.contract.errors import EdgeftError
 from edgeft.contract.peft_types import PEFT_TYPES, REFUSED_FIELDS
 from edgeft.run import load
+from edgeft.run.model import Model
+from edgeft.run.probe import answer
 from tests.conftest import edgeft
 from tests.export.peft_variants import ARCHITECTURES, VARIANTS, Variant, build
 
@@ -32,11 +34,11 @@ def bases(make_base: Callable[..., Path]) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def one_trace_per_base() -> Iterator[None]:
-    """gpt2 is traced, which takes seconds: the trace is the same each time, so it is taken once."""
-    from edgeft.export import trace
+def quick_exports() -> Iterator[None]:
+    """The exporter's own verification in this process; gpt2's trace, the same each time, is taken once."""
+    from edgeft.export import parity, trace, verify
 
-    right, kept = trace.trace, {}
+    right, kept, prompts = trace.trace, {}, parity._prompts
 
     def cached(model: Any) -> ir.Model:
         key = model.lm_head.weight is model.get_input_embeddings().weight
@@ -44,8 +46,17 @@ def one_trace_per_base() -> Iterator[None]:
             kept[key] = ir.serde.serialize_model(right(model))
         return ir.serde.deserialize_model(kept[key])
 
+    def ask(bundle: Path, subjects: dict[str, Any], new: int) -> tuple[dict[str, verify.Answers], float]:
+        model, found = Model(bundle), {}
+        for name, (cases, adapters) in subjects.items():
+            said = [answer(model, case.ids, case.forced, new, adapters) for case in cases]
+            found[name] = verify.Answers([item["tokens"].tolist() for item in said], [item["logits"] for item in said])
+        return found, 1.0
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trace, "trace", cached)
+        patch.setattr(verify, "ask_bundle", ask)
+        patch.setattr(parity, "_prompts", lambda job, tokenizer, count, new: prompts(job, tokenizer, 2, new))
         yield
 
 
@@ -69,7 +80,7 @@ def test_the_bundle_equals_peft_or_is_refused_by_name(variant: Variant, architec
     if variant.kind == "ADAMSS":
         pytest.importorskip("sklearn")
     fate = PEFT_TYPES[variant.kind]
-    if set(fate.slots) & {"prefix", "scale"} and variant.kind != "LORA" and not host.method_for_peft(variant.kind):
+    if "prefix" in fate.slots and not host.method_for_peft(variant.kind):
         pytest.skip(f"no plugin reads {variant.kind}")
     base = bases[architecture]
     folder = build(variant, architecture, base, tmp_path / "wild")
@@ -118,8 +129,7 @@ def assert_equals_peft(bundle: Path, base: Path, folder: Path, adapters: dict[st
     model = load(bundle)
     ids = [model.encode(prompt, adapters, raw=True) for prompt in PROMPTS]
     assert len(ids[0]) != len(ids[1])
-    cache = model.session.cache(2, 64)
-    cache.bind_slots(model.shelf.bind([adapters, adapters]))
+    cache = model.cache([adapters, adapters], 64)
     wanted, tokens = zip(*torch_answers(base, folder, ids), strict=True)
     np.testing.assert_allclose(cache.prefill(ids), np.stack(wanted), atol=1e-3)
     answers = model.batch(PROMPTS, adapters=[adapters, adapters], max_tokens=6, raw=True)

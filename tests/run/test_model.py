@@ -57,9 +57,7 @@ def test_scale_and_stack_add_up(model: Model, bundle: Path, tmp_path: Path) -> N
 
 def logits(model: Model, adapters: dict[str, float]) -> np.ndarray:
     """Last logits of a prompt."""
-    cache = model.session.cache(1, 16)
-    cache.bind_slots(model.shelf.bind([adapters]))
-    return cache.prefill([[1, 20, 30, 40]])[0]
+    return model.cache([adapters], 16).prefill([[1, 20, 30, 40]])[0]
 
 
 def test_a_batch_equals_each_row_alone(model: Model, bundle: Path, tmp_path: Path) -> None:
