@@ -35,7 +35,7 @@ def _refused(reason: str) -> Fate:
 
 PEFT_TYPES: dict[str, Fate] = {
     "ADALORA": _WHEN_SMALL,
-    "ADAMSS": Fate(reason="PEFT needs scikit-learn to load it"),
+    "ADAMSS": Fate(("lowrank",), reason="merged where its rank is large; PEFT needs scikit-learn to load it"),
     "ADAPTION_PROMPT": _refused("its prompts enter through a gate inside every attention, after its softmax"),
     "BEFT": Fate(reason="where the layers have biases"),
     "BOFT": _MERGED,
