@@ -14,6 +14,7 @@ import click
 from edgeft import __version__, plugins
 from edgeft.contract.errors import EdgeftError, UsageError, did_you_mean
 from edgeft.contract.files import refuse_existing
+from edgeft.contract.peft_types import PEFT_TYPES
 from edgeft.train_command import FOLDER, Methods
 
 
@@ -91,21 +92,27 @@ def eval_command(subject: Path, data: Path, probe: Path | None, adapter: tuple[s
 @click.option("--device", required=True, metavar="NAME|FILE.toml", help="The device to export for.")
 @click.option("--out", required=True, type=FOLDER, help="The bundle folder to write.")
 @click.option("--merge", is_flag=True, help="Fold what was learned into the weights.")
+@click.option("--as-adapter", is_flag=True, help="Compress what was learned to a low-rank adapter beside its base.")
+@click.option("--rank", type=click.IntRange(1), help="Of --as-adapter. [16]")
 @click.option("--base", help="The base, where the folder does not name it: a folder, a hub id, or starter.")
 @click.option("--quant", type=click.Choice(["int4", "int8", "fp16", "fp32"]), help="[the device file's]")
 @click.option("--name", help="The adapter's name. [its folder's]")
 @click.option("--task", help="Whose prompt to ship, of a method that learns one for each task.")
 @click.option("--json", "as_json", is_flag=True, help="Print the parity report as JSON.")
 def export_command(source: Path, device: str, out: Path, merge: bool, base: str | None, quant: str | None,
-                   name: str | None, task: str | None, as_json: bool) -> None:
+                   name: str | None, task: str | None, as_adapter: bool, rank: int | None, as_json: bool) -> None:
     """Write a verified bundle for a device: an ONNX base with the adapter beside it, or merged."""
     host = plugins.host()
+    if merge and as_adapter:
+        raise UsageError("--merge folds a change into the base, --as-adapter keeps it beside: choose one.")
+    compressed = _rank(as_adapter, rank)
     target = host.device(device)  # a typo is told before torch is loaded
     refuse_existing(out)
     from edgeft.export.bundle import export
     from edgeft.export.report import describe
 
-    report = export(source, target, out, host=host, merge=merge, base=base, quant=quant, name=name, task=task)
+    report = export(source, target, out, host=host, merge=merge, base=base, quant=quant, name=name, task=task,
+                    rank=compressed)
     _json(report) if as_json else click.echo(describe(report, out))
 
 
@@ -113,16 +120,27 @@ def export_command(source: Path, device: str, out: Path, merge: bool, base: str 
 @click.argument("bundle", type=FOLDER)
 @click.argument("source", type=FOLDER, metavar="RUN|PEFT_DIR")
 @click.option("--name", required=True, help="The adapter's name in the bundle.")
+@click.option("--as-adapter", is_flag=True, help="Compress what was learned to a low-rank adapter beside its base.")
+@click.option("--rank", type=click.IntRange(1), help="Of --as-adapter. [16]")
 @click.option("--base", help="The base's folder, where the bundle does not find it.")
 @click.option("--task", help="Whose prompt to ship, of a method that learns one for each task.")
 @click.option("--json", "as_json", is_flag=True, help="Print the parity report as JSON.")
-def add_command(bundle: Path, source: Path, name: str, base: str | None, task: str | None, as_json: bool) -> None:
+def add_command(bundle: Path, source: Path, name: str, base: str | None, task: str | None, as_adapter: bool,
+                rank: int | None, as_json: bool) -> None:
     """Put one more adapter beside the base of a bundle."""
+    compressed = _rank(as_adapter, rank)
     from edgeft.export.bundle import add
     from edgeft.export.report import describe_adapter
 
-    report = add(bundle, source, name, host=plugins.host(), base=base, task=task)
+    report = add(bundle, source, name, host=plugins.host(), base=base, task=task, rank=compressed)
     _json(report) if as_json else click.echo(describe_adapter(name, report))
+
+
+def _rank(as_adapter: bool, rank: int | None) -> int:
+    """The rank to compress to; 0: as it is."""
+    if rank and not as_adapter:
+        raise UsageError("--rank is for --as-adapter; a trained adapter keeps its own rank.")
+    return (rank or 16) if as_adapter else 0
 
 
 @cli.command("remove")
@@ -233,9 +251,14 @@ def bench_command(bundle: Path, adapter: tuple[str, ...], as_json: bool, **setti
 
 
 @cli.command("methods")
+@click.option("--peft", is_flag=True, help="What becomes of each PEFT type at export.")
 @click.option("--json", "as_json", is_flag=True)
-def methods_command(as_json: bool) -> None:
+def methods_command(peft: bool, as_json: bool) -> None:
     """Fine-tuning methods that can be trained."""
+    if peft:
+        fates = {name: str(fate) for name, fate in PEFT_TYPES.items()}
+        _json(fates) if as_json else _table(list(fates.items()))
+        return
     methods = plugins.host().methods
     rows = {name: {"summary": method.summary, "options": list(method.Options.__dataclass_fields__)}
             for name, method in sorted(methods.items())}

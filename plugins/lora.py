@@ -1,4 +1,4 @@
-"""LoRA (Hu et al. 2021, https://arxiv.org/abs/2106.09685) on PEFT, with rank-stabilized scaling and patterns."""
+"""The LoRA family on PEFT: LoRA (https://arxiv.org/abs/2106.09685), rsLoRA, DoRA, PiSSA, OLoRA, ranks by pattern."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from edgeft.contract import BaseView, CannotLower, Lowered, Method
 from edgeft.hookspecs import hookimpl
@@ -34,6 +34,10 @@ class LoraOptions:
     rank_pattern: dict[str, int] = _option({}, "Other ranks for some layers: name=rank.")
     alpha_pattern: dict[str, float] = _option({}, "Other alphas for some layers: name=alpha.")
     use_rslora: bool = _option(False, "Scale by alpha / sqrt(rank) (https://arxiv.org/abs/2312.03732).", "--rslora")
+    use_dora: bool = _option(False, "Learn each output's magnitude apart (https://arxiv.org/abs/2402.09353).", "--dora")
+    init: Literal["default", "gaussian", "orthogonal", "pissa", "olora"] = _option(
+        "default", "How A and B begin. pissa and olora take over a part of the base; the run that they leave is a "
+                   "plain LoRA of twice the rank for the untouched base.")
     fan_in_fan_out: bool = _option(False, "The base stores its weights as [in, out] (gpt2); found by itself.")
 
     def __post_init__(self) -> None:
@@ -45,10 +49,10 @@ class LoraOptions:
 
 
 class Lora(Method[LoraOptions]):
-    """y = base(x) + (x A) B * alpha / r."""
+    """y = (base(x) + (x A) B * alpha / r) * s, where s is 1 but for DoRA."""
 
     name = "lora"
-    summary = "LoRA: a low-rank change beside each linear layer; small, swappable, mergeable."
+    summary = "LoRA and its family: a low-rank change beside each linear layer; small, swappable, mergeable."
     Options = LoraOptions
     peft_type = "LORA"
     learning_rate = 2e-4
@@ -60,13 +64,30 @@ class Lora(Method[LoraOptions]):
         targets = list(options.target_modules)
         pattern = len(targets) == 1 and (targets[0] == "all-linear" or set(targets[0]) & set(r"*+?()[]{}|\^$"))
         given["target_modules"] = targets[0] if pattern else targets
+        init = given.pop("init")
+        given["init_lora_weights"] = True if init == "default" else init
         for name in ("exclude_modules", "layers_to_transform"):
             if name in given:
                 given[name] = list(given[name])
         try:
-            return get_peft_model(model, LoraConfig(**given, **self.peft_task(model)))
+            tuned: Any = get_peft_model(model, LoraConfig(**given, **self.peft_task(model)))
         except ValueError as error:
             raise CannotLower(f"lora: {str(error).splitlines()[0]}", _linears(model)) from None
+        if init in _TAKES_FROM_BASE:
+            tuned.edgeft_initial = {name: (a.clone(), b.clone()) for name, _, a, b in _pairs(tuned)}
+        return tuned
+
+    def finish(self, model: nn.Module) -> None:
+        """After pissa and olora: W - s B0 A0 + s B A is W + s [B, -B0] [A; A0], a plain LoRA for the untouched W."""
+        initial: Any = model.__dict__.pop("edgeft_initial", None)
+        if initial:
+            for name, layer, a, b in list(_pairs(model)):
+                _double(layer, a, b, *initial[name])
+            config: Any = model.peft_config["default"]  # type: ignore[index]
+            wider = math.sqrt(2) if config.use_rslora else 2
+            config.r, config.lora_alpha, config.init_lora_weights = 2 * config.r, wider * config.lora_alpha, True
+            config.rank_pattern = {name: 2 * rank for name, rank in config.rank_pattern.items()}
+            config.alpha_pattern = {name: wider * alpha for name, alpha in config.alpha_pattern.items()}
 
     def collect(self, model: nn.Module) -> dict[str, Any]:
         from peft import get_peft_model_state_dict
@@ -75,7 +96,14 @@ class Lora(Method[LoraOptions]):
                 for name, tensor in get_peft_model_state_dict(model, save_embedding_layers=False).items()}
 
     def read_peft(self, config: Mapping[str, Any]) -> LoraOptions:
-        return super().read_peft({**config, **_checked(config)})
+        if config.get("init_lora_weights") not in _PLAIN_INITS:
+            raise CannotLower(f"lora: init_lora_weights={config['init_lora_weights']!r} changes the base",
+                              "Merge it in PEFT (merge_and_unload) and export the model folder.")
+        known = {name: value for name, value in config.items() if name not in _NO_EFFECT and name != "init"}
+        for name in ("target_modules", "exclude_modules", "layers_to_transform"):
+            if isinstance(known.get(name), (str, int)):
+                known[name] = [known[name]]
+        return super().read_peft(known)
 
     def lower(self, learned: dict[str, Any], options: LoraOptions, base: BaseView) -> Lowered:
         lowered, rest = Lowered(), set(learned)
@@ -86,6 +114,9 @@ class Lora(Method[LoraOptions]):
                 a, b = learned[key], learned[partner]
                 lowered.lowrank[module] = (a.T, b.T * _scaling(module, a.shape[0], options))
                 rest -= {key, partner}
+                if options.use_dora:
+                    lowered.scale[module] = _magnitude_scale(module, learned, options, base)
+                    rest.discard(module + _MAGNITUDE)
         embedded = sorted(key for key in rest if ".lora_embedding_" in key)
         if embedded:
             raise CannotLower(f"lora: an embedding was adapted ({embedded[0]}), which no slot can hold",
@@ -102,9 +133,11 @@ class Lora(Method[LoraOptions]):
         for first, second in ((".lora_A.weight", ".lora_B.weight"), (".lora_embedding_A", ".lora_embedding_B")):
             if name.endswith(".weight") and module + first in learned:
                 a, b = learned[module + first], learned[module + second]
-                change = (b @ a) * _scaling(module, a.shape[0], options)
-                transposed = options.fan_in_fan_out or first == ".lora_embedding_A"
-                return weight + (change.T if transposed else change)
+                turned = options.fan_in_fan_out or first == ".lora_embedding_A"
+                rows = (weight.T if turned else weight) + (b @ a) * _scaling(module, a.shape[0], options)
+                if options.use_dora:
+                    rows = rows * _ratio(module, rows, learned)[:, None]
+                return rows.T if turned else rows
         return weight
 
 
@@ -115,29 +148,54 @@ def _scaling(module: str, rank: int, options: LoraOptions) -> float:
     return alpha / (math.sqrt(rank) if options.use_rslora else rank)
 
 
-# LoraConfig fields that change the arithmetic in a way that is not computed here: refused by name
-_REFUSED = ("use_dora", "lora_bias", "trainable_token_indices", "layer_replication", "target_parameters",
-            "alora_invocation_tokens", "use_qalora", "use_bdlora", "arrow_config", "kasa_config", "velora_config",
-            "monteclora_config", "ensure_weight_tying")
-_IGNORED = ("eva_config", "corda_config", "lora_ga_config", "loftq_config", "megatron_config", "megatron_core",
-            "qalora_group_size", "runtime_config", "layers_pattern", "modules_to_save", "init_lora_weights", "bias")
+def _magnitude_scale(module: str, learned: dict[str, Any], options: LoraOptions, base: BaseView) -> Any:
+    """DoRA's m / |W + s B A| by output; PEFT does not scale the bias, and a slot would."""
+    if f"{module}.bias" in base.names():
+        raise CannotLower(f"lora: DoRA on {module}, which has a bias: a slot would scale that too",
+                          "Export with --merge.")
+    a, b = learned[f"{module}.lora_A.weight"], learned[f"{module}.lora_B.weight"]
+    weight = base.tensor(f"{module}.weight")
+    rows = (weight.T if options.fan_in_fan_out else weight) + (b @ a) * _scaling(module, a.shape[0], options)
+    return _ratio(module, rows, learned)
 
 
-def _checked(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields that need no option here, as None; CannotLower for those that would change the arithmetic."""
-    refused = [name for name in _REFUSED if config.get(name)]
-    if config.get("bias") not in (None, "none"):
-        refused.append(f"bias={config['bias']!r}")
-    if config.get("init_lora_weights") not in (None, True, False, "gaussian", "eva", "orthogonal"):
-        refused.append(f"init_lora_weights={config['init_lora_weights']!r} (it changes the base)")
-    if refused:
-        raise CannotLower(f"lora: {', '.join(refused)} cannot be exported yet",
-                          "Merge it in PEFT (merge_and_unload) and export the model folder.")
-    found = dict.fromkeys((*_IGNORED, *_REFUSED))
-    for name in ("target_modules", "exclude_modules", "layers_to_transform"):
-        if isinstance(config.get(name), (str, int)):
-            found[name] = [config[name]]
-    return found
+def _ratio(module: str, rows: Any, learned: dict[str, Any]) -> Any:
+    """m / |row| of the tuned weight [out, in]."""
+    if module + _MAGNITUDE not in learned:
+        raise CannotLower(f"lora: use_dora is set, and {module}{_MAGNITUDE} is missing", "Save the adapter again.")
+    return learned[module + _MAGNITUDE] / (rows**2).sum(axis=1) ** 0.5
+
+
+def _pairs(model: nn.Module) -> Any:
+    """(name, LoRA layer, A [r, in], B [out, r]) of each adapted linear layer, in torch."""
+    for name, layer in model.named_modules():
+        if "default" in getattr(layer, "lora_A", {}):
+            yield name, layer, layer.lora_A["default"].weight.detach(), layer.lora_B["default"].weight.detach()
+
+
+def _double(layer: Any, a: Any, b: Any, first_a: Any, first_b: Any) -> None:
+    """Give the base layer back what A and B took from it, and take that off by twice the rank instead."""
+    import torch
+    from torch import nn
+
+    first_a, first_b = first_a.to(a.device), first_b.to(b.device)
+    with torch.no_grad():
+        taken = layer.scaling["default"] * (first_b @ first_a)
+        weight = layer.get_base_layer().weight
+        weight.data += (taken.T if layer.fan_in_fan_out else taken).to(weight.dtype)
+        for part, value in ((layer.lora_A, torch.cat([a, first_a])), (layer.lora_B, torch.cat([b, -first_b], dim=1))):
+            part["default"] = nn.Linear(value.shape[1], value.shape[0], bias=False, device=value.device,
+                                        dtype=value.dtype)
+            part["default"].weight.copy_(value)
+    layer.r["default"] *= 2
+
+
+_MAGNITUDE = ".lora_magnitude_vector"
+_TAKES_FROM_BASE = ("pissa", "olora")
+_PLAIN_INITS = (None, True, False, "gaussian", "eva", "orthogonal", "mica")  # the base stays as it is
+# what only training sees, and what the tensors say themselves; `bias` and every other field must be empty
+_NO_EFFECT = ("eva_config", "corda_config", "lora_ga_config", "loftq_config", "megatron_core",
+              "qalora_group_size", "runtime_config", "layers_pattern", "modules_to_save", "init_lora_weights")
 
 
 def _linears(model: nn.Module) -> str:

@@ -43,6 +43,9 @@ class Method(ABC, Generic[OptionsT]):
         new = getattr(model, "new_modules", None)
         return {"task_type": "CAUSAL_LM"} if new is None else {"task_type": "SEQ_CLS", "modules_to_save": list(new)}
 
+    def finish(self, model: nn.Module) -> None:
+        """Training has ended: turn the attached model, in place, into what is saved. By default it is that already."""
+
     @abstractmethod
     def collect(self, model: nn.Module) -> Tensors:
         """Return what was learned, named after base modules, as arrays on the CPU."""

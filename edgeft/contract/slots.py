@@ -72,7 +72,7 @@ class BaseView(ABC):
 
     @abstractmethod
     def tensor(self, name: str) -> Array:
-        """One base tensor as float32."""
+        """One base tensor as float32, with the values that the device will compute with."""
 
     @abstractmethod
     def linears(self) -> Mapping[str, tuple[int, int]]:

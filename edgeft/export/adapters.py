@@ -12,7 +12,7 @@ import numpy as np
 from edgeft.contract import CannotLower, Lowered, Method
 from edgeft.contract.artifact import Artifact
 from edgeft.contract.bundle import SlotGroup
-from edgeft.contract.errors import EdgeftError, Faults, UsageError
+from edgeft.contract.errors import EdgeftError, Faults
 from edgeft.contract.heads import Head
 from edgeft.contract.slots import Tensors
 from edgeft.contract.tensors import write_tensors
@@ -35,17 +35,20 @@ class Learned:
 
 
 def understand(artifact: Artifact, host: Host) -> Learned:
-    """Find the method of an artifact and read its options and tensors; refusals name the method."""
+    """Find the method of an artifact and read its options and tensors; CannotLower if no plugin can."""
     if artifact.kind == "peft":
         method = host.method_for_peft(artifact.peft_type)
         if method is None:
-            known = ", ".join(sorted(item.peft_type for item in host.methods.values() if item.peft_type))
-            raise UsageError(f"{artifact.folder}: PEFT type {artifact.peft_type or 'missing'!r} is not supported "
-                             f"(supported: {known}). Merge it in PEFT (merge_and_unload) and export the model folder.")
+            raise CannotLower(f"{artifact.folder}: no plugin reads PEFT type {artifact.peft_type or 'missing'!r}")
         options = _named(artifact, lambda: method.read_peft(artifact.peft_config))
     else:
         method = host.method(artifact.method)
         options = resolve(method.Options, artifact.record.get("options", {}), who=str(artifact.folder))
+    return Learned(artifact, method, options, finite_tensors(artifact))
+
+
+def finite_tensors(artifact: Artifact) -> Tensors:
+    """What a folder holds; EdgeftError for NaN, infinite numbers or nothing at all."""
     tensors = artifact.learned()
     faults = Faults(f"{artifact.folder}: cannot be used")
     for name, array in tensors.items():
@@ -54,7 +57,7 @@ def understand(artifact: Artifact, host: Host) -> Learned:
     if not tensors:
         faults.add("it holds no tensors")
     faults.raise_if_any("Train it again with a lower learning rate.")
-    return Learned(artifact, method, options, tensors)
+    return tensors
 
 
 def _named(artifact: Artifact, call: Any) -> Any:

@@ -30,6 +30,7 @@ from .assemble import Assembly
 from .encoder import build_encoder, expose_hidden
 from .graph import BaseGraph, build_graph
 from .heads import describe_head, write_head
+from .ondevice import rounding
 from .oracle import Oracle
 from .parity_classify import prove_any
 from .resolve import Job, resolve
@@ -43,10 +44,13 @@ RUNTIME_MIB = 70  # Python, numpy, tokenizers and onnxruntime themselves
 
 
 def export(source: Path, device: Device, out: Path, *, host: Host, merge: bool = False, base: str | None = None,
-           quant: str | None = None, name: str | None = None, task: str | None = None) -> dict[str, Any]:
-    """Write a bundle and return its manifest; below the bar nothing is left behind."""
+           quant: str | None = None, name: str | None = None, task: str | None = None, rank: int = 0) -> dict[str, Any]:
+    """Write a bundle and return its manifest; below the bar nothing is left behind.
+
+    `rank`: compress what was learned, a whole tuned model too, to a low-rank adapter beside its base.
+    """
     refuse_existing(out)
-    job = resolve(source, device, host, merge=merge, base=base, quant=quant, name=name, task=task)
+    job = resolve(source, device, host, merge=merge, base=base, quant=quant, name=name, task=task, rank=rank)
     weights = Source(job.base.weights, job.base.tied, _merging(job))
     with staged(out) as stage:
         _say(f"building the {job.quant.kind} graph of {job.base.name}")
@@ -70,7 +74,7 @@ def export(source: Path, device: Device, out: Path, *, host: Host, merge: bool =
 
 
 def add(bundle_folder: Path, source: Path, name: str, *, host: Host, base: str | None = None,
-        task: str | None = None) -> dict[str, Any]:
+        task: str | None = None, rank: int = 0) -> dict[str, Any]:
     """Put one more adapter beside a bundle's base; returns its parity report."""
     bundle = read_bundle(bundle_folder)
     check_name(name)
@@ -81,9 +85,10 @@ def add(bundle_folder: Path, source: Path, name: str, *, host: Host, base: str |
         raise UsageError(f"{bundle_folder}: its graph takes no adapters. Export the base without --merge.")
     bundle.check_files(whole=True)
     job = resolve(source, _recorded_device(bundle), host, base=base or bundle.manifest["base"]["folder"],
-                  quant=bundle.manifest["quant"]["kind"], name=name, task=task)
+                  quant=bundle.manifest["quant"]["kind"], name=name, task=task, rank=rank)
     if not job.beside:
-        raise UsageError(f"{source}: is a model of its own, not an adapter. `edgeft export` makes a bundle of it.")
+        raise UsageError(f"{source}: is a model of its own, not an adapter. `edgeft export` makes a bundle of it; "
+                         "--as-adapter compresses it to an adapter.")
     faults = Faults(f"{source}: cannot be added to bundle '{bundle_folder.name}'")
     if job.fingerprint != bundle.fingerprint:
         faults.add("base fingerprint", declared=bundle.fingerprint[:12], found=job.fingerprint[:12])
@@ -141,7 +146,8 @@ def _write_adapter(job: Job, weights: Source, places: Places, stage: Path) -> st
         oracle.round(job.quant, list(places.linears))
         return oracle.keys_values(embeddings)
 
-    base = GraphBase(job.base.config.to_dict(), weights, places.linears, keys_values)
+    base = GraphBase(job.base.config.to_dict(), weights, places.linears, keys_values,
+                     rounding(job.base, job.quant, places.linears))
     lowered = lower(job.learned, base, places)
     file = f"adapters/{job.name}.safetensors"
     write_adapter(stage / file, lowered, job.learned, job.fingerprint, job.head)
@@ -172,7 +178,7 @@ def _manifest(job: Job, graph: BaseGraph, assembly: Assembly, stage: Path) -> di
         "parity": {},
         "provenance": {
             "made": datetime.now(UTC).isoformat(timespec="seconds"), "by": f"edgeft {__version__}",
-            "platform": platform.platform(), "source": str(job.artifact.folder.resolve()), "merged": job.merge,
+            "platform": platform.platform(), "source": str(job.source), "merged": job.merge,
             "method": job.learned.method.name if job.learned else job.artifact.method or None,
             "forgetting": job.artifact.record.get("forgetting"),
             "packages": {name: version(name) for name in ("torch", "transformers", "peft", "onnxruntime",
@@ -184,7 +190,7 @@ def _manifest(job: Job, graph: BaseGraph, assembly: Assembly, stage: Path) -> di
 def _adapter_entry(job: Job) -> dict[str, Any]:
     assert job.learned is not None
     return {"file": f"adapters/{job.name}.safetensors", "method": job.learned.method.name,
-            "prompt": job.artifact.prompt.to_json(), "source": str(job.artifact.folder.resolve()),
+            "prompt": job.artifact.prompt.to_json(), "source": str(job.source),
             "forgetting": job.artifact.record.get("forgetting"), **describe_head(job.head)}
 
 

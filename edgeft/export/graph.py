@@ -20,6 +20,7 @@ import onnx_ir as ir
 from edgeft.contract.errors import EdgeftError
 from edgeft.contract.slots import Array
 
+from .base import untie
 from .weights import Source
 
 if TYPE_CHECKING:
@@ -120,6 +121,8 @@ def _origin(tensor: Any, tensors: dict[str, Any]) -> Origin | None:
 def _from_trace(model: transformers.PreTrainedModel, source: Source) -> BaseGraph:
     from .trace import PADDING, CannotTrace, trace
 
+    if source.torn:
+        untie(model)
     try:
         traced = trace(model)
     except CannotTrace as error:

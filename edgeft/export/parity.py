@@ -54,6 +54,8 @@ def prove(job: Job, modules: Sequence[str], stage: Path, tokenizer: Any) -> tupl
         report["effect"] = verify.effect(answers[job.name or "base"].logits,
                                          answers["base"].logits if job.beside else before)
         verify.judge_effect(job.name or "the merged model", report, faults)
+    if job.compression is not None:
+        reports[job.name]["fidelity"] = job.compression.fidelity(job.base, tuned_cases, answers[job.name])
     faults.raise_if_any("If the adapter belongs to this base, this is a bug in edgeft: please report it.")
     replay = [{"ids": case.ids, "adapters": used, "tokens": tokens}
               for name, (cases, used) in subjects.items()

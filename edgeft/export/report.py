@@ -37,6 +37,22 @@ def describe_parity(subject: str, report: dict[str, Any], against: str) -> list[
     if "effect" in report:
         lines.append(f"    it changes logits by up to {report['effect']:.2f}, "
                      f"in torch by {report['effect_in_torch']:.2f}")
+    if "fidelity" in report:
+        lines += _describe_fidelity(report["fidelity"])
+    return lines
+
+
+def _describe_fidelity(found: dict[str, Any]) -> list[str]:
+    """What a low-rank adapter lost of the model that it was compressed from."""
+    lines = [f"    compressed to rank {found['rank']}: keeps {found['kept']:.1%} of the change (squared norm), "
+             f"{found['worst_module']} least: {found['worst_kept']:.1%}",
+             f"    against the original in torch: tokens agree {found['agreement']:.1%}, KL {found['kl']:.4f} nats, "
+             f"largest logit difference {found['largest_logit_difference']:.2f}"]
+    if found["not_carried"]:
+        names = found["not_carried"]
+        lines.append(f"    not carried, being no linear layers: {', '.join(names[:4])}"
+                     + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+                     + f" (of all that changed, {found['kept_of_all']:.1%} is kept)")
     return lines
 
 

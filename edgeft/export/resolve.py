@@ -10,13 +10,16 @@ from typing import TYPE_CHECKING
 from edgeft.contract.artifact import Artifact, read_artifact
 from edgeft.contract.bundle import check_name
 from edgeft.contract.device import Device
-from edgeft.contract.errors import Faults, UsageError
+from edgeft.contract.errors import CannotLower, Faults, UsageError
 from edgeft.contract.heads import Head
+from edgeft.contract.peft_types import PEFT_TYPES
 from edgeft.contract.tasks import TaskOptions, choose_task
 
 from .adapters import Learned, check_modules, understand
 from .assemble import Quant
 from .base import Base, open_base
+from .compress import Compression, base_name, compress
+from .foreign import import_peft
 from .heads import own_head, split_head
 
 if TYPE_CHECKING:
@@ -37,6 +40,12 @@ class Job:
     fingerprint: str  # of the base that the bundle holds
     context: int
     head: Head | None = None  # the classification head that the artifact brings
+    compression: Compression | None = None  # of what was given, where `artifact` is a LoRA made of it
+
+    @property
+    def source(self) -> Path:
+        """The folder that was given."""
+        return (self.compression.original if self.compression else self.artifact).folder.resolve()
 
     @property
     def beside(self) -> bool:
@@ -60,8 +69,8 @@ class Job:
 
 
 def resolve(source: Path, device: Device, host: Host, *, merge: bool = False, base: str | None = None,
-             quant: str | None = None, name: str | None = None, task: str | None = None) -> Job:
-    """Everything that can be refused before any work is done."""
+             quant: str | None = None, name: str | None = None, task: str | None = None, rank: int = 0) -> Job:
+    """Everything that can be refused before any work is done; a `rank` compresses what was learned to an adapter."""
     artifact = read_artifact(source)
     kind = quant or device.graph.quant
     if device.graph.shapes != "dynamic":
@@ -69,18 +78,20 @@ def resolve(source: Path, device: Device, host: Host, *, merge: bool = False, ba
     if kind not in device.quants():
         raise UsageError(f"--quant {kind}: {device.name} does not compute in it. It runs "
                          f"{', '.join(device.quants())}.")
-    learned = None if artifact.kind == "model" else understand(artifact, host)
+    opened = open_base(base_name(artifact, base) if rank else _base_name(artifact, base))
+    if (rank or artifact.kind != "model") and artifact.base_fingerprint not in ("", opened.fingerprint):
+        faults = Faults(f"{source}: was not trained on {opened.name}")
+        faults.add("base fingerprint", declared=artifact.base_fingerprint[:12], found=opened.fingerprint[:12])
+        faults.raise_if_any("Name its own base with --base; if that was changed since, train again.")
+    compression = compress(artifact, opened, host, rank) if rank else None
+    artifact = compression.artifact if compression else artifact
+    learned = _learned(artifact, host, opened)
     if learned is not None and isinstance(learned.options, TaskOptions):
         artifact, options = choose_task(artifact, learned.options, task)
         learned = replace(learned, artifact=artifact, options=options)
     elif task:
         raise UsageError(f"--task {task}: {source} learned one thing for all tasks. Leave it out here; `edgeft run "
                          "--task` chooses among prompt templates.")
-    opened = open_base(_base_name(artifact, base))
-    if artifact.kind != "model" and artifact.base_fingerprint not in ("", opened.fingerprint):
-        faults = Faults(f"{source}: was not trained on {opened.name}")
-        faults.add("base fingerprint", declared=artifact.base_fingerprint[:12], found=opened.fingerprint[:12])
-        faults.raise_if_any("Name its own base with --base; if that was changed since, train again.")
     learned, head = split_head(artifact, learned, opened)
     if learned is not None:
         shapes = {name.rpartition(".")[0]: () for name in opened.tied}
@@ -92,7 +103,20 @@ def resolve(source: Path, device: Device, host: Host, *, merge: bool = False, ba
     if learned is not None and merge:
         fingerprint = hashlib.sha256((fingerprint + _digest(learned)).encode()).hexdigest()
     return Job(opened, learned, artifact, device, Quant(kind, device.graph.block), merge, chosen, fingerprint,
-               min(device.graph.context, opened.context), head)
+               min(device.graph.context, opened.context), head, compression)
+
+
+def _learned(artifact: Artifact, host: Host, base: Base) -> Learned | None:
+    """What was learned, by the plugin that reads it, or by PEFT's own merge where none can."""
+    if artifact.kind == "model":
+        return None
+    try:
+        return understand(artifact, host)
+    except CannotLower:
+        mergeable = artifact.peft_type in PEFT_TYPES and PEFT_TYPES[artifact.peft_type].merged
+        if artifact.kind != "peft" or (host.method_for_peft(artifact.peft_type) and not mergeable):
+            raise
+    return import_peft(artifact, base)
 
 
 def _base_name(artifact: Artifact, base: str | None) -> str:

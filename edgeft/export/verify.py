@@ -110,13 +110,13 @@ def probe(bundle: Path, items: Sequence[dict[str, Any]]) -> TensorFile:
 def compare(cases: Sequence[Case], answers: Answers) -> dict[str, Any]:
     """The report of one subject: logits, distributions and tokens against torch on the same weights."""
     return {"prompts": len(cases), "tokens": sum(len(case.forced) for case in cases),
-            **_distance([case.logits for case in cases], answers.logits),
+            **distance([case.logits for case in cases], answers.logits),
             "greedy_equal": sum(tokens == case.tokens for tokens, case in zip(answers.tokens, cases, strict=True))}
 
 
 def compare_with_float(cases: Sequence[Case], answers: Answers) -> dict[str, float]:
     """What the device's weights cost: the distance from torch in float."""
-    return _distance([case.float_logits for case in cases], answers.logits)
+    return distance([case.float_logits for case in cases], answers.logits)
 
 
 @contextmanager
@@ -138,7 +138,8 @@ def exact_copy(bundle: Path) -> Iterator[Path]:
         yield folder
 
 
-def _distance(wanted: Sequence[np.ndarray[Any, Any]], found: Sequence[np.ndarray[Any, Any]]) -> dict[str, float]:
+def distance(wanted: Sequence[np.ndarray[Any, Any]], found: Sequence[np.ndarray[Any, Any]]) -> dict[str, float]:
+    """Between two models' logits to the same tokens: largest difference, agreement of the likeliest token, mean KL."""
     differences, agreements, divergences = [], [], []
     for left, right in zip(wanted, found, strict=True):
         differences.append(float(np.abs(left - right).max()))

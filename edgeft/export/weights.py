@@ -17,7 +17,8 @@ KeysValues = Callable[[Array], dict[int, tuple[Array, Array]]]
 class Source(Mapping[str, Array]):
     """Tensors under their Hugging Face names, float32, merged as they are read; none is kept.
 
-    `tied` maps a head's tensor name to the embedding's that it shares, for bases that store it once.
+    `tied` maps a head's tensor name to the embedding's that it shares, for bases that store it once; `torn` does
+    for heads that a merge made differ from it.
     """
 
     def __init__(self, weights: Weights, tied: Mapping[str, str], merge: Merge | None = None) -> None:
@@ -28,7 +29,7 @@ class Source(Mapping[str, Array]):
             torn = set(tied) - set(self.tied) - set(weights)
         else:
             torn = set()
-        self._torn = {name: tied[name] for name in torn if tied[name] in weights}
+        self.torn = {name: tied[name] for name in torn if tied[name] in weights}
 
     def _still_tied(self, name: str, source: str) -> bool:
         assert self._merge is not None
@@ -37,26 +38,31 @@ class Source(Mapping[str, Array]):
 
     def __iter__(self) -> Iterator[str]:
         yield from self._weights
-        yield from self._torn
+        yield from self.torn
 
     def __len__(self) -> int:
-        return len(self._weights) + len(self._torn)
+        return len(self._weights) + len(self.torn)
 
     def __getitem__(self, name: str) -> Array:
-        stored = np.asarray(self._weights[self._torn.get(name, name)], np.float32)
+        stored = np.asarray(self._weights[self.torn.get(name, name)], np.float32)
         return self._merge(name, stored) if self._merge else stored
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of one tensor, without reading it."""
-        return self._weights.shape(self._torn.get(name, name))
+        return self._weights.shape(self.torn.get(name, name))
 
 
 class GraphBase(BaseView):
-    """What a method may ask about the base, answered from its folder and from where slots can go."""
+    """What a method may ask about the base, answered from its folder and from where slots can go.
+
+    `on_device` rounds a tensor as the bundle stores it, so that slots which depend on weights fit those of the device;
+    `keys_values` runs the base, just as rounded.
+    """
 
     def __init__(self, config: Mapping[str, Any], source: Source, linears: Mapping[str, tuple[int, int]],
-                 keys_values: KeysValues) -> None:
-        self._config, self._source, self._linears, self._keys_values = config, source, linears, keys_values
+                 keys_values: KeysValues, on_device: Merge | None = None) -> None:
+        self._config, self._source, self._linears = config, source, linears
+        self._keys_values, self._on_device = keys_values, on_device
 
     @property
     def config(self) -> Mapping[str, Any]:
@@ -69,7 +75,8 @@ class GraphBase(BaseView):
         return self._source.shape(name)
 
     def tensor(self, name: str) -> Array:
-        return self._source[name]
+        array = self._source[self._source.tied.get(name, name)]
+        return self._on_device(name, array) if self._on_device else array
 
     def linears(self) -> Mapping[str, tuple[int, int]]:
         return self._linears
