@@ -50,7 +50,7 @@ def check(found: list[list[tuple[str, float]]], wanted: Scores) -> None:
 
 
 def differs(found: list[list[tuple[str, float]]], other: Scores) -> bool:
-    return any(abs(score - right[label]) > 1e-3 for scores, right in zip(found, other, strict=True)
+    return any(abs(score - right[label]) > 3e-4 for scores, right in zip(found, other, strict=True)
                for label, score in scores)
 
 
