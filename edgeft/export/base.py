@@ -19,7 +19,7 @@ from edgeft.contract.errors import EdgeftError, UsageError
 from edgeft.contract.heads import ENCODERS, config_labels, layout, max_tokens
 from edgeft.contract.tensors import Weights
 
-from .encoder import EncoderWeights
+from .weights import EncoderWeights
 
 
 @dataclass
