@@ -38,6 +38,9 @@ class Method(ABC, Generic[OptionsT]):
     def attach(self, model: nn.Module, options: OptionsT) -> nn.Module:
         """Put the trainable parameters in place, freeze all else, and return the model to train."""
 
+    def finish(self, model: nn.Module) -> None:
+        """Training has ended: turn the attached model, in place, into what is saved. By default it is that already."""
+
     @abstractmethod
     def collect(self, model: nn.Module) -> Tensors:
         """Return what was learned, named after base modules, as arrays on the CPU."""

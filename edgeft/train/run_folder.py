@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 def write_run(job: Job, base: Base, model: nn.Module, record: dict[str, Any]) -> None:
     """Finish the run folder; without edgeft.json it does not count as ended."""
+    job.method.finish(model)
     with tempfile.TemporaryDirectory(prefix=".final-", dir=job.out) as name:
         stage = Path(name)
         try:
