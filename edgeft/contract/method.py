@@ -38,6 +38,11 @@ class Method(ABC, Generic[OptionsT]):
     def attach(self, model: nn.Module, options: OptionsT) -> nn.Module:
         """Put the trainable parameters in place, freeze all else, and return the model to train."""
 
+    def peft_task(self, model: nn.Module) -> dict[str, Any]:
+        """What a PEFT config says of the model's task, for `attach`: task_type, and a classifier's new modules."""
+        new = getattr(model, "new_modules", None)
+        return {"task_type": "CAUSAL_LM"} if new is None else {"task_type": "SEQ_CLS", "modules_to_save": list(new)}
+
     def finish(self, model: nn.Module) -> None:
         """Training has ended: turn the attached model, in place, into what is saved. By default it is that already."""
 
