@@ -76,7 +76,10 @@ def test_a_lora_beside_equals_peft(any_base: Callable[[str], Path], colors: Path
     model = load(export_bundle(tmp_path / "beside", run, "--quant", "fp32"))
     wanted = torch_scores(base, run, COLORS)
     check(model.classify(ASKED), wanted)
+    off = [dict(scores) for scores in model.classify(ASKED, adapters={"colors": 0.0})]
     assert differs(model.classify(ASKED, adapters={"colors": 0.0}), wanted)
+    mixed = model.classify(ASKED, adapters=[{"colors": float(row % 2)} for row in range(len(ASKED))])
+    check(mixed, [wanted[row] if row % 2 else off[row] for row in range(len(ASKED))])
     assert model.task() == "text-classification"
     assert model.task({}) == ("text-generation" if model_type == "llama" else "feature-extraction")
     assert "head.0.weight" in TensorFile(tmp_path / "beside" / "adapters" / "colors.safetensors")
@@ -162,6 +165,22 @@ def test_a_fully_tuned_decoder_classifies_and_generates_no_more(base: Path, colo
     assert manifest(bundle)["parity"]["base"]["exact_activations"]["largest_logit_difference"] < 1e-3
     with pytest.raises(UsageError, match="generates no text"):
         load(bundle).generate("the red cat")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("model_type", "builder", "extra"), [
+    ("gpt2", "transformers", {"n_inner": 96}), ("opt", "transformers", {"ffn_dim": 96, "word_embed_proj_dim": 64}),
+    ("gemma2", "mobius", {"head_dim": 16}), ("qwen3", "mobius", {"head_dim": 16, "tie_word_embeddings": False})])
+def test_decoders_classify_beside_and_fully_tuned(make_base: Callable[..., Path], colors: Path, tmp_path: Path,
+                                                  model_type: str, builder: str, extra: dict[str, Any]) -> None:
+    base = make_base(model_type, **extra)
+    run = train_classifier(tmp_path / "run", base, colors, "--max-steps", 20)
+    beside = load(export_bundle(tmp_path / "beside", run, "--quant", "fp32"))
+    check(beside.classify(ASKED), torch_scores(base, run, COLORS))
+    full = train_classifier(tmp_path / "full", base, colors, "--max-steps", 10, method="full")
+    tuned = load(export_bundle(tmp_path / "tuned", full, "--quant", "fp32"))
+    check(tuned.classify(ASKED), torch_scores(full, None, COLORS))
+    assert manifest(tmp_path / "tuned")["graph"]["builder"] == builder
 
 
 def stranger(base: Path, out: Path, **options: Any) -> Path:
