@@ -67,11 +67,25 @@ def build_graph(config: transformers.PretrainedConfig, load: Callable[[], transf
     """The base graph of a config; the torch model is loaded and traced only where mobius cannot build it."""
     import mobius
 
-    graph = _from_mobius(config, source) if config.model_type in mobius.registry else None
+    known = config.model_type in mobius.registry and not misread(config, context)
+    graph = _from_mobius(config, source) if known else None
     graph = graph or _from_trace(load(), source)
     _share(graph)
     _cut_rotary_tables(graph.model, context)
     return graph
+
+
+def misread(config: transformers.PretrainedConfig, context: int) -> str:
+    """Why mobius 0.1 would build another model than this config's; empty where no reason is known."""
+    if config.model_type == "gemma3_text":
+        return "it takes one rope for both kinds of layers, no window, and the attention's factor from head_dim"
+    if config.model_type == "gemma2":
+        scale = config.hidden_size**0.5
+        if round(scale, 2) != scale:
+            return "it rounds the embedding's factor to two decimals"
+        if config.sliding_window < context:
+            return "it takes the odd layers for the sliding ones"
+    return ""
 
 
 def _from_mobius(config: transformers.PretrainedConfig, source: Source) -> BaseGraph | None:
