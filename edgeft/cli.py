@@ -5,20 +5,17 @@ from __future__ import annotations
 import json
 import os
 import sys
-import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
-from edgeft import __version__, options, plugins
+from edgeft import __version__, plugins
 from edgeft.contract.errors import EdgeftError, UsageError, did_you_mean
 from edgeft.contract.files import refuse_existing
 from edgeft.contract.peft_types import PEFT_TYPES
-from edgeft.train.settings import TrainSettings
-
-FOLDER = click.Path(path_type=Path)
+from edgeft.train_command import FOLDER, Methods
 
 
 class Commands(click.Group):
@@ -42,40 +39,6 @@ class Commands(click.Group):
         plugins.host().add_commands(self)
 
 
-class Methods(click.Group):
-    """`edgeft train METHOD`: one command per method, its flags made from the method's options."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted(plugins.host().methods)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command:
-        method = plugins.host().method(cmd_name)
-        own = options.click_options(method.Options)
-        taken = {flag for item in SHARED for flag in item.opts}
-        clash = sorted(flag for item in own for flag in item.opts if flag in taken and flag.startswith("-"))
-        if clash:
-            raise UsageError(f"method {cmd_name!r} has options named as every method's: {', '.join(clash)}. "
-                             "Its author must rename them.")
-        return click.Command(cmd_name, params=[*own, *SHARED], callback=_train(cmd_name), help=method.summary)
-
-
-SHARED: list[click.Option] = [
-    click.Option(["--base"], help="Base: a folder, a hub id, or starter."),
-    click.Option(["--data"], multiple=True, metavar="D.jsonl[:weight]", help="Training data; several make a mixture."),
-    click.Option(["--eval-data"], multiple=True, metavar="E.jsonl", help="Evaluate on these, each with its own loss."),
-    click.Option(["--probe"], metavar="P.jsonl", help="Text the base knew: what is forgotten is measured on it."),
-    click.Option(["--out"], type=FOLDER, required=True, help="The run folder to write."),
-    click.Option(["--device"], metavar="NAME|FILE.toml", help="Train on this device's integer grid."),
-    click.Option(["--config"], type=FOLDER, help="A TOML file with any of these options; flags win."),
-    click.Option(["--resume"], is_flag=True, help="Go on from the last checkpoint in --out."),
-    click.Option(["--json", "as_json"], is_flag=True, help="Print edgeft.json to stdout at the end."),
-    *options.click_options(TrainSettings),
-]
-
-
-GIVEN = ("base", "data", "eval_data", "probe", "device")  # SHARED options that are no settings
-
-
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="edgeft")
 def cli() -> None:
@@ -87,98 +50,12 @@ def train_group() -> None:
     """Train a method on a base; writes a run folder."""
 
 
-def _train(name: str) -> Any:
-    def callback(**given: Any) -> None:
-        method = plugins.host().method(name)
-        out, resume, as_json = given.pop("out"), given.pop("resume"), given.pop("as_json")
-        layers = [_toml(given.pop("config")), given]
-        stored = {}
-        if resume:
-            stored = _stored_settings(out, name)
-        layers.insert(0, {**{key: stored[key] for key in GIVEN if key in stored},
-                          **stored.get("options", {}), **stored.get("settings", {})})
-        if not resume:
-            _refuse_existing_run(out)
-        shared = {key: _last(layers, key) for key in GIVEN}
-        for key in ("base", "data"):
-            if not shared[key]:
-                raise UsageError(f"edgeft train {name}: --{key} is missing.")
-        for key, value in shared.items():
-            if not isinstance(value, (str, list, tuple, type(None))):
-                raise UsageError(f"edgeft train {name}: {key} must be text, found {value!r}")
-        known = set(method.Options.__dataclass_fields__)
-        own = options.resolve(method.Options, *[{k: v for k, v in layer.items() if k in known} for layer in layers],
-                              who=f"edgeft train {name}")
-        rest = [{k: v for k, v in layer.items() if k not in known and k not in shared} for layer in layers]
-        settings = options.resolve(TrainSettings, *rest, who=f"edgeft train {name}")
-
-        from edgeft.train.loop import Job, train
-
-        job = Job(method, own, settings, shared["base"], _texts(shared["data"]), _texts(shared["eval_data"]),
-                  str(shared["probe"] or ""), out,
-                  plugins.host().device(shared["device"]) if shared["device"] else None)
-        if resume and job.to_json() != stored:
-            changed = [key for part in ("options", "settings") for key, value in job.to_json()[part].items()
-                       if value != stored[part].get(key)]
-            changed += [key for key in GIVEN if job.to_json()[key] != stored[key]]
-            raise UsageError(f"{out}: --resume goes on with the run as it was started, and these differ: "
-                             f"{', '.join(changed)}. Leave them out, or start a new run.")
-        record = train(job, resume=resume)
-        _print_run(out, record, as_json)
-
-    return callback
-
-
-def _stored_settings(out: Path, name: str) -> dict[str, Any]:
-    from edgeft.train.loop import resume_settings
-
-    stored = resume_settings(out)
-    if stored.get("method") != name:
-        raise UsageError(f"{out}: was started with method {stored.get('method')!r}, not {name!r}.")
-    return stored
-
-
-def _refuse_existing_run(out: Path) -> None:
-    if (out / "settings.json").is_file() and not (out / "edgeft.json").is_file():
-        raise UsageError(f"{out}: holds a run that has not ended. Go on with --resume, or remove it first.")
-    if out.exists():
-        raise UsageError(f"{out}: already exists. Choose another name, or remove it first.")
-
-
-def _toml(path: Path | None) -> dict[str, Any]:
-    if path is None:
-        return {}
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
-    except ValueError as error:
-        raise UsageError(f"{path}: is not TOML ({error})") from None
-    return {key.replace("-", "_"): value for key, value in table.items()}
-
-
-def _last(layers: Sequence[dict[str, Any]], key: str) -> Any:
-    return next((layer[key] for layer in reversed(layers) if layer.get(key) not in (None, (), "")), None)
-
-
-def _texts(value: Any) -> list[str]:
-    return [value] if isinstance(value, str) else [str(item) for item in value or ()]
-
-
-def _print_run(out: Path, record: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        _json(record)
-        return
-    metrics = record["metrics"]
-    for task, result in metrics["eval"].items():
-        before = metrics["eval_base"].get(task, {}).get("loss")
-        was = f" (base {before:.3f})" if before is not None else ""
-        click.echo(f"{task}: loss {result['loss']:.3f} per completion token{was}, {result['tokens']:,} tokens")
-    if record["forgetting"]:
-        click.echo(f"forgetting: {record['forgetting']['forgetting']:+.3f} nats per token on the probe")
-    click.echo(f"{metrics['tokens_per_s']:,.0f} tokens/s, {metrics['seconds']:.0f} s, "
-               f"peak {metrics['peak_mib']:,.0f} MiB")
-    click.echo(f"wrote {out}")
+def _loss(result: dict[str, Any]) -> str:
+    """A loss for a person: per completion token, or of a classifier."""
+    if "accuracy" in result:
+        return (f"accuracy {result['accuracy']:.1%} of {result['examples']:,} examples, loss {result['loss']:.3f} nats "
+                "per example")
+    return f"loss {result['loss']:.4f} nats per completion token over {result['tokens']:,} tokens"
 
 
 @cli.command("eval")
@@ -187,24 +64,25 @@ def _print_run(out: Path, record: dict[str, Any], as_json: bool) -> None:
 @click.option("--probe", type=FOLDER, help="Text the base knew, to measure forgetting.")
 @click.option("--adapter", multiple=True, metavar="NAME[:SCALE]", help="Of a bundle; none: the bare base.")
 @click.option("--base", help="Of a PEFT folder that does not say, or says wrongly.")
+@click.option("--task", help="Whose prompt template phrases the data, where there are several.")
 @click.option("--json", "as_json", is_flag=True)
 def eval_command(subject: Path, data: Path, probe: Path | None, adapter: tuple[str, ...], base: str | None,
-                 as_json: bool) -> None:
+                 task: str | None, as_json: bool) -> None:
     """Loss in nats per completion token, and with --probe what was forgotten."""
     if (subject / "bundle.json").is_file():
         from edgeft.run.evaluate import evaluate
 
-        result = evaluate(subject, data, probe, _adapters(adapter))
+        result = evaluate(subject, data, probe, _adapters(adapter), task)
     else:
         from edgeft.train.evaluate import evaluate_run
 
         if adapter:
             raise UsageError(f"--adapter is for bundles, and {subject} is none.")
-        result = evaluate_run(subject, data, probe, base, plugins.host())
+        result = evaluate_run(subject, data, probe, base, plugins.host(), task)
     if as_json:
         _json(result)
         return
-    click.echo(f"loss {result['loss']:.4f} nats per completion token over {result['tokens']:,} tokens")
+    click.echo(_loss(result))
     if "forgetting" in result:
         click.echo(f"forgetting {result['forgetting']:+.4f} nats per token")
 
@@ -219,9 +97,10 @@ def eval_command(subject: Path, data: Path, probe: Path | None, adapter: tuple[s
 @click.option("--base", help="The base, where the folder does not name it: a folder, a hub id, or starter.")
 @click.option("--quant", type=click.Choice(["int4", "int8", "fp16", "fp32"]), help="[the device file's]")
 @click.option("--name", help="The adapter's name. [its folder's]")
+@click.option("--task", help="Whose prompt to ship, of a method that learns one for each task.")
 @click.option("--json", "as_json", is_flag=True, help="Print the parity report as JSON.")
 def export_command(source: Path, device: str, out: Path, merge: bool, base: str | None, quant: str | None,
-                   name: str | None, as_adapter: bool, rank: int | None, as_json: bool) -> None:
+                   name: str | None, task: str | None, as_adapter: bool, rank: int | None, as_json: bool) -> None:
     """Write a verified bundle for a device: an ONNX base with the adapter beside it, or merged."""
     host = plugins.host()
     if merge and as_adapter:
@@ -232,7 +111,7 @@ def export_command(source: Path, device: str, out: Path, merge: bool, base: str 
     from edgeft.export.bundle import export
     from edgeft.export.report import describe
 
-    report = export(source, target, out, host=host, merge=merge, base=base, quant=quant, name=name,
+    report = export(source, target, out, host=host, merge=merge, base=base, quant=quant, name=name, task=task,
                     rank=compressed)
     _json(report) if as_json else click.echo(describe(report, out))
 
@@ -244,15 +123,16 @@ def export_command(source: Path, device: str, out: Path, merge: bool, base: str 
 @click.option("--as-adapter", is_flag=True, help="Compress what was learned to a low-rank adapter beside its base.")
 @click.option("--rank", type=click.IntRange(1), help="Of --as-adapter. [16]")
 @click.option("--base", help="The base's folder, where the bundle does not find it.")
+@click.option("--task", help="Whose prompt to ship, of a method that learns one for each task.")
 @click.option("--json", "as_json", is_flag=True, help="Print the parity report as JSON.")
-def add_command(bundle: Path, source: Path, name: str, base: str | None, as_adapter: bool, rank: int | None,
-                as_json: bool) -> None:
+def add_command(bundle: Path, source: Path, name: str, base: str | None, task: str | None, as_adapter: bool,
+                rank: int | None, as_json: bool) -> None:
     """Put one more adapter beside the base of a bundle."""
     compressed = _rank(as_adapter, rank)
     from edgeft.export.bundle import add
     from edgeft.export.report import describe_adapter
 
-    report = add(bundle, source, name, host=plugins.host(), base=base, rank=compressed)
+    report = add(bundle, source, name, host=plugins.host(), base=base, task=task, rank=compressed)
     _json(report) if as_json else click.echo(describe_adapter(name, report))
 
 
@@ -293,6 +173,7 @@ def verify_command(bundle: Path, as_json: bool) -> None:
 @click.argument("bundle", type=FOLDER)
 @click.option("--prompt", required=True, help="The request; - reads it from stdin.")
 @click.option("--adapter", multiple=True, metavar="NAME[:SCALE]", help="Repeat to stack; none: the bare base.")
+@click.option("--task", help="Whose prompt template to use, where the adapter has several.")
 @click.option("--max-tokens", default=128, show_default=True, type=click.IntRange(1))
 @click.option("--temperature", type=click.FloatRange(0), help="0 is greedy. [the base's generation config]")
 @click.option("--top-k", type=click.IntRange(0), help="Draw from the k likeliest tokens; 0: from all.")
@@ -301,7 +182,7 @@ def verify_command(bundle: Path, as_json: bool) -> None:
 @click.option("--repetition-penalty", type=click.FloatRange(0, min_open=True), help="Above 1: repeat less.")
 @click.option("--seed", type=click.IntRange(0), help="For the same draw again.")
 @click.option("--stop", multiple=True, help="End before this text; repeat for more.")
-@click.option("--raw", is_flag=True, help="Feed the text as it is, without separator or chat template.")
+@click.option("--raw", is_flag=True, help="Feed the text as it is, without any template or separator.")
 @click.option("--threads", type=click.IntRange(1), help="[the device file's]")
 @click.option("--json", "as_json", is_flag=True)
 def run_command(bundle: Path, prompt: str, adapter: tuple[str, ...], as_json: bool, threads: int | None,
@@ -312,6 +193,9 @@ def run_command(bundle: Path, prompt: str, adapter: tuple[str, ...], as_json: bo
     wanted = _adapters(adapter)
     model = load(bundle, threads=threads)
     text = sys.stdin.read().removesuffix("\n") if prompt == "-" else prompt
+    if model.task(wanted) != "text-generation":
+        _classify(model, text, wanted, as_json)
+        return
     if as_json:
         _json(model.generate(text, adapters=wanted, **sampling).to_json())
         return
@@ -321,10 +205,25 @@ def run_command(bundle: Path, prompt: str, adapter: tuple[str, ...], as_json: bo
     click.echo()
 
 
+def _classify(model: Any, text: str, wanted: dict[str, float] | None, as_json: bool) -> None:
+    from edgeft.run.classify import answer
+
+    context = click.get_current_context()
+    sampling = [name for name in context.params if name not in ("bundle", "prompt", "adapter", "as_json", "threads")
+                and context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE]
+    if sampling:
+        raise UsageError(f"--{sampling[0].replace('_', '-')} is for generating text, and this classifies or embeds it.")
+    (found,) = answer(model, [text], [model.adapters_for(wanted)])
+    if found.note:
+        click.echo(f"note: {found.note}", err=True)
+    _json(found.to_json()) if as_json else click.echo(found.describe())
+
+
 @cli.command("chat")
 @click.argument("bundle", type=FOLDER)
 @click.option("--adapter", multiple=True, metavar="NAME[:SCALE]")
 @click.option("--system", help="A system message.")
+@click.option("--task", help="Whose prompt template to use, where the adapter has several.")
 @click.option("--max-tokens", default=256, show_default=True, type=click.IntRange(1))
 @click.option("--temperature", type=click.FloatRange(0))
 @click.option("--seed", type=click.IntRange(0))

@@ -35,7 +35,8 @@ class Full(Method[FullOptions]):
         return model
 
     def collect(self, model: nn.Module) -> dict[str, Any]:
-        return {name: parameter.detach().float().cpu().numpy() for name, parameter in model.named_parameters()}
+        return {name: parameter.detach().float().cpu().numpy()  # a tied head under its own name too: it is merged so
+                for name, parameter in model.named_parameters(remove_duplicate=False)}
 
     def lower(self, learned: dict[str, Any], options: FullOptions, base: BaseView) -> Lowered:
         raise CannotLower("full tuning changes every weight, and a device's slots hold small changes only",

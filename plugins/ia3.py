@@ -45,14 +45,15 @@ class Ia3(Method[Ia3Options]):
         from peft import IA3Config, get_peft_model
         from peft.utils import TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING as KNOWN
 
+        base: Any = model
         given: dict[str, Any] = {name: list(value) if isinstance(value, tuple) else value
                                  for name, value in vars(options).items() if value not in ((), False)}
-        if not options.target_modules and model.config.model_type not in KNOWN:  # type: ignore[union-attr,operator]
+        if not options.target_modules and base.config.model_type not in KNOWN:
             given |= {"target_modules": _TARGETS, "feedforward_modules": _FEEDFORWARD}
         if options.target_modules:  # PEFT would add its own, and then not load what it saved
             given.setdefault("feedforward_modules", [])
         try:
-            return get_peft_model(model, IA3Config(**given, task_type="CAUSAL_LM"))  # type: ignore[arg-type]
+            return get_peft_model(base, IA3Config(**given, task_type="CAUSAL_LM"))
         except ValueError as error:
             raise CannotLower(f"ia3: {str(error).splitlines()[0]}", "Name layers of this base with "
                               "--target-modules.") from None
@@ -76,7 +77,8 @@ class Ia3(Method[Ia3Options]):
             module, _, kind = key.rpartition(".")
             if kind != "ia3_l":
                 raise CannotLower(f"ia3: {key} is no factor of IA3, so it would be lost", "Export with --merge.")
-            factors = factors.reshape(-1) if factors.shape[0] != 1 else _through_gate(module, factors[0], linears, lowered)
+            factors = _through_gate(module, factors[0], linears, lowered) if factors.shape[0] == 1 \
+                else factors.reshape(-1)
             place = lowered.moved.get(module, module)
             lowered.scale[place] = lowered.scale[place] * factors if place in lowered.scale else factors
         return lowered

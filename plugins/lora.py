@@ -70,7 +70,7 @@ class Lora(Method[LoraOptions]):
             if name in given:
                 given[name] = list(given[name])
         try:
-            tuned: Any = get_peft_model(model, LoraConfig(**given, task_type="CAUSAL_LM"))
+            tuned: Any = get_peft_model(model, LoraConfig(**given, **self.peft_task(model)))
         except ValueError as error:
             raise CannotLower(f"lora: {str(error).splitlines()[0]}", _linears(model)) from None
         if init in _TAKES_FROM_BASE:
@@ -93,7 +93,7 @@ class Lora(Method[LoraOptions]):
         from peft import get_peft_model_state_dict
 
         return {name.removeprefix("base_model.model."): tensor.float().cpu().numpy()
-                for name, tensor in get_peft_model_state_dict(model).items()}
+                for name, tensor in get_peft_model_state_dict(model, save_embedding_layers=False).items()}
 
     def read_peft(self, config: Mapping[str, Any]) -> LoraOptions:
         if config.get("init_lora_weights") not in _PLAIN_INITS:

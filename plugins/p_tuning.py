@@ -41,17 +41,18 @@ class PTuning(Method[PTuningOptions]):
     Options = PTuningOptions
     peft_type = "P_TUNING"
     learning_rate = 2e-4
+    tolerances = {"fresh": (float("inf"), "a soft prompt is there from the start, and any start is seen")}
 
     def attach(self, model: nn.Module, options: PTuningOptions) -> nn.Module:
         from peft import PromptEncoderConfig, get_peft_model
 
-        if not model.can_generate():  # type: ignore[operator]
+        base: Any = model
+        if not base.can_generate():
             raise CannotLower("p_tuning: a soft prompt stands before what a decoder reads, and this base is none",
                               "Use lora.")
-        text_config: Any = model.config.get_text_config()  # type: ignore[union-attr,operator]
-        tuned = get_peft_model(model, PromptEncoderConfig(  # type: ignore[arg-type]
-            task_type="CAUSAL_LM", **{**vars(options), "encoder_hidden_size": options.encoder_hidden_size
-                                      or text_config.hidden_size}))
+        width = options.encoder_hidden_size or base.config.get_text_config().hidden_size
+        tuned = get_peft_model(base, PromptEncoderConfig(
+            task_type="CAUSAL_LM", **{**vars(options), "encoder_hidden_size": width}))
         _start_among_tokens(tuned)
         return tuned
 

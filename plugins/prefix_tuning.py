@@ -1,4 +1,4 @@
-"""Prefix tuning (Li and Liang 2021, https://arxiv.org/abs/2101.00190) on PEFT: learned keys and values in every layer."""
+"""Prefix tuning (Li and Liang 2021, https://arxiv.org/abs/2101.00190) on PEFT: learned keys and values per layer."""
 
 from __future__ import annotations
 
@@ -41,21 +41,23 @@ class PrefixTuning(Method[PrefixTuningOptions]):
     Options = PrefixTuningOptions
     peft_type = "PREFIX_TUNING"
     learning_rate = 1e-3
+    tolerances = {"fresh": (float("inf"), "a soft prompt is there from the start, and any start is seen")}
 
     def attach(self, model: nn.Module, options: PrefixTuningOptions) -> nn.Module:
         from peft import PrefixTuningConfig, get_peft_model
 
-        if not model.can_generate():  # type: ignore[operator]
+        base: Any = model
+        if not base.can_generate():
             raise CannotLower("prefix_tuning: a prefix stands before what a decoder reads, and this base is none",
                               "Use lora.")
-        text_config: Any = model.config.get_text_config()  # type: ignore[union-attr,operator]
-        projected = {"prefix_projection": True, "encoder_hidden_size": options.encoder_hidden_size
+        text_config = base.config.get_text_config()
+        projected: Any = {"prefix_projection": True, "encoder_hidden_size": options.encoder_hidden_size
                      or text_config.hidden_size} if options.prefix_projection else {}
-        first = None if options.prefix_projection or options.start != "tokens" else _own_prefix(model, options)
+        first = None if options.prefix_projection or options.start != "tokens" else _own_prefix(base, options)
         heads = getattr(text_config, "num_key_value_heads", None) or text_config.num_attention_heads
         size = getattr(text_config, "head_dim", None) or text_config.hidden_size // text_config.num_attention_heads
         try:
-            tuned = get_peft_model(model, PrefixTuningConfig(  # type: ignore[arg-type]
+            tuned: Any = get_peft_model(base, PrefixTuningConfig(
                 task_type="CAUSAL_LM", num_virtual_tokens=options.num_virtual_tokens,
                 token_dim=heads * size, num_attention_heads=heads,
                 init_weights="zero" if options.start == "zero" else None, **projected))
@@ -76,7 +78,7 @@ class PrefixTuning(Method[PrefixTuningOptions]):
         return super().read_peft({**config, **derived})
 
     def lower(self, learned: dict[str, Any], options: PrefixTuningOptions, base: BaseView) -> Lowered:
-        """Unpack [n, layers * 2 * kv_heads * head_dim]; PEFT puts it into the cache as it is, so keys are not rotated."""
+        """Unpack [n, layers * 2 * kv_heads * head_dim]; it is put into the cache as it is, so keys are not rotated."""
         flat = learned.get("prompt_embeddings")
         if flat is None or len(learned) != 1 or flat.ndim != 2:
             raise CannotLower(f"prefix_tuning: takes prompt_embeddings [n, width] alone, found {', '.join(learned)}",

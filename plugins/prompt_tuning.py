@@ -41,18 +41,20 @@ class PromptTuning(Method[PromptTuningOptions]):
     Options = PromptTuningOptions
     peft_type = "PROMPT_TUNING"
     learning_rate = 3e-3
+    tolerances = {"fresh": (float("inf"), "a soft prompt is there from the start, and any start is seen")}
 
     def attach(self, model: nn.Module, options: PromptTuningOptions) -> nn.Module:
         from peft import PromptTuningConfig, get_peft_model
 
-        if not model.can_generate():  # type: ignore[operator]
+        base: Any = model
+        if not base.can_generate():
             raise CannotLower("prompt_tuning: a soft prompt stands before what a decoder reads, and this base is none",
                               "Use lora.")
         text = options.prompt_tuning_init_text
-        return get_peft_model(model, PromptTuningConfig(  # type: ignore[arg-type]
+        return get_peft_model(base, PromptTuningConfig(
             task_type="CAUSAL_LM", num_virtual_tokens=options.num_virtual_tokens,
             prompt_tuning_init=options.prompt_tuning_init, prompt_tuning_init_text=text or None,
-            tokenizer_name_or_path=model.name_or_path if text else None))
+            tokenizer_name_or_path=base.name_or_path if text else None))
 
     def collect(self, model: nn.Module) -> dict[str, Any]:
         from peft import get_peft_model_state_dict
@@ -67,7 +69,7 @@ class PromptTuning(Method[PromptTuningOptions]):
         return super().read_peft({**config, **derived})
 
     def lower(self, learned: dict[str, Any], options: PromptTuningOptions, base: BaseView) -> Lowered:
-        """The keys and values that the base makes of the soft prompt: it sees nothing before it, so they never change."""
+        """The keys and values that the base makes of the soft prompt: nothing stands before it, so they stay."""
         embeddings = learned.get("prompt_embeddings")
         if embeddings is None or len(learned) != 1 or embeddings.ndim != 2:
             raise CannotLower(f"prompt_tuning: takes prompt_embeddings [n, hidden] alone, found {', '.join(learned)}",

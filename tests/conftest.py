@@ -38,6 +38,8 @@ def make_base(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         tokenizer = write_tokenizer(folder)
         sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
                  "num_key_value_heads": 2, "max_position_embeddings": 256, "tie_word_embeddings": True}
+        if not hasattr(AutoConfig.for_model(model_type), "num_key_value_heads"):
+            del sizes["num_key_value_heads"]  # PEFT would believe it, and the architecture does not read it
         config = AutoConfig.for_model(model_type, vocab_size=tokenizer.get_vocab_size(), bos_token_id=1,
                                       eos_token_id=2, **{**sizes, **extra})
         torch.manual_seed(seed)

@@ -3,5 +3,6 @@
 from .errors import CannotLower
 from .method import Method
 from .slots import BaseView, Lowered
+from .tasks import TaskOptions
 
-__all__ = ["BaseView", "CannotLower", "Lowered", "Method"]
+__all__ = ["BaseView", "CannotLower", "Lowered", "Method", "TaskOptions"]

@@ -12,9 +12,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from .data import PromptFormat
 from .errors import EdgeftError, UsageError
 from .files import read_json
+from .prompt import PromptFormat
 from .slots import Tensors
 from .tensors import TensorFile
 

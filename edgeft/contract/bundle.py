@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from .data import PromptFormat
 from .errors import EdgeftError, Faults, UsageError, did_you_mean
 from .files import disk_errors, read_json, sha256, write_json
+from .prompt import PromptFormat
 
 FORMAT = 1
 MANIFEST = "bundle.json"
@@ -175,8 +175,8 @@ def check_runnable(bundle: Bundle) -> None:
     if not isinstance(device.get("cpu"), dict) or not isinstance(device["cpu"].get("threads"), int) \
             or not isinstance(device.get("run"), dict) or not {"provider", "options"} <= device["run"].keys():
         faults.add("device: must hold cpu.threads, run.provider and run.options")
-    if graph.get("cache") not in ("shared", "growing"):
-        faults.add("graph.cache", declared=graph.get("cache"), found="must be shared or growing")
+    if graph.get("cache") not in ("shared", "growing", "none"):
+        faults.add("graph.cache", declared=graph.get("cache"), found="must be shared, growing or none")
     for key in ("quant", "parity"):
         if not isinstance(manifest.get(key), dict):
             faults.add(f"{key}: must be dict, found {type(manifest.get(key)).__name__}")

@@ -8,11 +8,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from .errors import EdgeftError, Faults, UsageError
+from .prompt import fill
 
 Record = dict[str, Any]
 Segment = tuple[str, bool]  # text, whether it carries loss
@@ -33,42 +34,15 @@ class Tokenizer(Protocol):
 
 
 @dataclass(frozen=True)
-class PromptFormat:
-    """How a prompt becomes the text that the model sees; a run records it and the runner applies it.
-
-    raw: as it is; pair: prompt + separator; chat: the chat template around one user message.
-    """
-
-    kind: Literal["raw", "pair", "chat"] = "raw"
-    separator: str = ""
-
-    def apply(self, prompt: str, render: Render | None) -> str:
-        """The text to feed for `prompt`."""
-        if self.kind == "chat":
-            if render is None:
-                raise EdgeftError("This adapter was trained on chats, and there is no chat template.")
-            return render([{"role": "user", "content": prompt}], True)
-        return prompt + self.separator
-
-    def to_json(self) -> dict[str, str]:
-        """As it is stored in edgeft.json and in bundles."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any] | None) -> PromptFormat:
-        """Read back what `to_json` wrote; raw where nothing is recorded."""
-        kind, separator = (value or {}).get("kind", "raw"), (value or {}).get("separator", "")
-        if kind not in ("raw", "pair", "chat") or not isinstance(separator, str):
-            raise EdgeftError(f"prompt format {value!r} is not one of raw, pair, chat")
-        return cls(kind, separator)
-
-
-@dataclass(frozen=True)
 class Example:
-    """Token ids and which of them carry loss (`mask[i]` belongs to predicting `ids[i]`)."""
+    """Token ids and which of them carry loss (`mask[i]` belongs to predicting `ids[i]`).
+
+    `task` is the index of the trained task that it belongs to, None for anything else.
+    """
 
     ids: list[int]
     mask: list[bool]
+    task: int | None = None
 
     @property
     def prompt(self) -> list[int]:
@@ -155,13 +129,13 @@ def _check_messages(messages: Any) -> None:
         raise ValueError("'messages' has no assistant turn: there is nothing to learn from it")
 
 
-def segments(record: Record, separator: str, render: Render | None) -> list[Segment]:
-    """The parts of one line in order, each with whether it carries loss."""
+def segments(record: Record, separator: str, render: Render | None, template: str = "") -> list[Segment]:
+    """The parts of one line in order, each with whether it carries loss; `template` phrases a pair's prompt."""
     kind = kind_of(record)
     if kind in ("text", "label"):
         return [(record["text"], True)]
     if kind == "pair":
-        return [(record["prompt"] + separator, False), (record["completion"], True)]
+        return [(fill(template, record["prompt"]) + separator, False), (record["completion"], True)]
     if render is None:
         raise EdgeftError("Lines with 'messages' need a chat template, and this base has none. Put a "
                           "chat_template.jinja into its folder, or write the lines as prompt and completion.")
@@ -225,7 +199,7 @@ def windows(example: Example, length: int) -> Iterator[Example]:
         ids, mask = example.ids[start : start + length], example.mask[start : start + length]
         mask = [False, *mask[1:]]
         if any(mask):
-            yield Example(ids, mask)
+            yield Example(ids, mask, example.task)
 
 
 def task_names(paths: Sequence[Path]) -> list[str]:

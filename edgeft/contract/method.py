@@ -31,10 +31,17 @@ class Method(ABC, Generic[OptionsT]):
     peft_type: ClassVar[str] = ""  # the `peft_type` of PEFT folders that this method reads, e.g. "LORA"
     # at a hidden size of 2,048; training scales it by 2048 / hidden unless --learning-rate says otherwise
     learning_rate: ClassVar[float] = 2e-4
+    # what edgeft.testing allows in the logits where its own bound is too tight: {"merge": (1e-4, "the reason")}
+    tolerances: ClassVar[Mapping[str, tuple[float, str]]] = {}
 
     @abstractmethod
     def attach(self, model: nn.Module, options: OptionsT) -> nn.Module:
         """Put the trainable parameters in place, freeze all else, and return the model to train."""
+
+    def peft_task(self, model: nn.Module) -> dict[str, Any]:
+        """What a PEFT config says of the model's task, for `attach`: task_type, and a classifier's new modules."""
+        new = getattr(model, "new_modules", None)
+        return {"task_type": "CAUSAL_LM"} if new is None else {"task_type": "SEQ_CLS", "modules_to_save": list(new)}
 
     def finish(self, model: nn.Module) -> None:
         """Training has ended: turn the attached model, in place, into what is saved. By default it is that already."""

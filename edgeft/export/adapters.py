@@ -13,6 +13,7 @@ from edgeft.contract import CannotLower, Lowered, Method
 from edgeft.contract.artifact import Artifact
 from edgeft.contract.bundle import SlotGroup
 from edgeft.contract.errors import EdgeftError, Faults
+from edgeft.contract.heads import Head
 from edgeft.contract.slots import Tensors
 from edgeft.contract.tensors import write_tensors
 from edgeft.options import resolve
@@ -159,7 +160,7 @@ def _check_prefix(lowered: Lowered, places: Places, faults: Faults) -> None:
                    found=f"{lowered.length} tokens")
 
 
-def write_adapter(path: Path, lowered: Lowered, learned: Learned, fingerprint: str) -> None:
+def write_adapter(path: Path, lowered: Lowered, learned: Learned, fingerprint: str, head: Head | None = None) -> None:
     """The adapter's file: its slots under their modules' names, and what it needs to be checked and prompted."""
     prompt = learned.artifact.prompt
     tensors = {}
@@ -170,10 +171,11 @@ def write_adapter(path: Path, lowered: Lowered, learned: Learned, fingerprint: s
     for layer, (key, value) in sorted(lowered.prefix.items()):
         tensors[f"prefix.{layer}.key"], tensors[f"prefix.{layer}.value"] = key, value
     path.parent.mkdir(exist_ok=True)
+    tensors |= head.tensors() if head else {}
     write_tensors(path, {name: np.ascontiguousarray(array, np.float32) for name, array in tensors.items()}, {
+        **(head.metadata() if head else {}),
         "format": "edgeft-adapter-1", "base_fingerprint": fingerprint, "kind": ",".join(lowered.kinds),
-        "rank": str(lowered.rank), "method": learned.method.name, "prompt": prompt.kind,
-        "separator": prompt.separator})
+        "rank": str(lowered.rank), "method": learned.method.name, **prompt.to_metadata()})
 
 
 def merge_weight(learned: Learned, name: str, weight: Any) -> Any:

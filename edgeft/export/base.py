@@ -16,7 +16,10 @@ from transformers.utils import logging as hf_logging
 
 from edgeft.contract.base import find_base
 from edgeft.contract.errors import EdgeftError, UsageError
+from edgeft.contract.heads import ENCODERS, config_labels, layout, max_tokens
 from edgeft.contract.tensors import Weights
+
+from .encoder import EncoderWeights
 
 
 @dataclass
@@ -33,21 +36,23 @@ class Base:
     @property
     def tied(self) -> dict[str, str]:
         """Head tensors that are the embedding's, for bases that tie them."""
-        if not getattr(self.config, "tie_word_embeddings", False):
+        if self.encodes:
             return {}
-        keys = getattr(self.model_class, "_tied_weights_keys", None)
+        classifies = self.task == "text-classification"  # it lacks the head of words: the graph's is cut off again
+        if not classifies and not getattr(self.config, "tie_word_embeddings", False):
+            return {}
+        keys = getattr(self.generator if classifies else self.model_class, "_tied_weights_keys", None)
         return dict(keys) if isinstance(keys, Mapping) else {}
 
     @property
     def context(self) -> int:
         """Tokens that the base was made for."""
-        declared = getattr(self.config, "max_position_embeddings", None) or getattr(self.config, "n_positions", None)
-        return int(declared or 2048)
+        return max_tokens(self.config)
 
     @property
     def eos(self) -> list[int]:
         """Tokens that end an answer."""
-        value = self.generation.get("eos_token_id", self.config.eos_token_id)
+        value = self.generation.get("eos_token_id", getattr(self.config, "eos_token_id", None))
         return [] if value is None else [int(token) for token in (value if isinstance(value, list) else [value])]
 
     @property
@@ -58,18 +63,37 @@ class Base:
         except OSError:
             return {}
 
+    @property
+    def encodes(self) -> bool:
+        """Whether it is an encoder: no cache, no next token."""
+        return self.config.model_type in ENCODERS
+
+    @property
+    def task(self) -> str:
+        """What it does by itself: text-generation, text-classification or feature-extraction."""
+        if config_labels(self.config.to_dict()):
+            return "text-classification"
+        return "feature-extraction" if self.encodes else "text-generation"
+
+    @property
+    def generator(self) -> type[PreTrainedModel]:
+        """A decoder's class that predicts words."""
+        return cast(type[PreTrainedModel], transformers.AutoModelForCausalLM._model_mapping[type(self.config)])
+
     def load(self) -> PreTrainedModel:
-        """The torch model, float32."""
+        """The torch model, float32; a classifier comes without its head, an encoder as what classifies."""
         gc.collect()
+        made = self.model_class if self.encodes or self.task == "text-generation" else self.generator
         try:
-            loaded: Any = self.model_class.from_pretrained(self.folder, dtype=torch.float32, local_files_only=True,
+            loaded: Any = made.from_pretrained(self.folder, dtype=torch.float32, local_files_only=True,
                                                            output_loading_info=True)
         except (ValueError, RuntimeError, OSError) as error:
             raise EdgeftError(f"base {self.name!r}: transformers cannot load it "
                               f"({str(error).splitlines()[0]})") from None
 
         model, info = loaded
-        lacking = sorted(map(str, info["missing_keys"]))
+        head = () if self.task == "text-generation" else (*layout(self.config.model_type).modules, "lm_head")
+        lacking = sorted(key for key in map(str, info["missing_keys"]) if key.rpartition(".")[0] not in head)
         if lacking:
             raise EdgeftError(f"base {self.name!r}: its weights lack {', '.join(lacking[:3])}.")
         model.eval()
@@ -94,10 +118,11 @@ class Base:
 
 
 def open_base(name: str) -> Base:
-    """Find a base and tell what serves it; only causal decoders are exported."""
+    """Find a base and tell what serves it: decoders, encoders that are known here, and classifiers of both."""
     hf_logging.set_verbosity_error()
     hf_logging.disable_progress_bar()
-    warnings.filterwarnings("ignore", "`(is_gradient_checkpointing|past_key_values)` is deprecated")  # PEFT 0.21 does so
+    # PEFT 0.21 uses both
+    warnings.filterwarnings("ignore", "`(is_gradient_checkpointing|past_key_values)` is deprecated")
     folder = find_base(name)
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
@@ -105,12 +130,19 @@ def open_base(name: str) -> Base:
         raise UsageError(f"base {name!r}: transformers does not know it ({str(error).splitlines()[0]})") from None
     model_class = _model_class(name, config)
     weights = Weights(folder)
-    return Base(name, folder, config, weights, weights.fingerprint(), model_class)
+    fingerprint = weights.fingerprint()
+    if config.model_type in ENCODERS:
+        weights = EncoderWeights(folder, model_class.base_model_prefix)
+    return Base(name, folder, config, weights, fingerprint, model_class)
 
 
 def _model_class(name: str, config: Any) -> type[PreTrainedModel]:
-    """The class that the config names, if optimum's task registry says that it generates text."""
+    """The class that the config names, if optimum's task registry says that it generates text or classifies it."""
     from optimum.exporters.tasks import TasksManager
+
+    if config.model_type in ENCODERS and not config.is_encoder_decoder:  # whatever head the folder's own has
+        mapping: Any = transformers.AutoModelForSequenceClassification._model_mapping
+        return cast(type[PreTrainedModel], mapping[type(config)])
 
     named = (config.architectures or [""])[0]
     model_class = getattr(transformers, named, None)
@@ -120,9 +152,12 @@ def _model_class(name: str, config: Any) -> type[PreTrainedModel]:
         task = TasksManager.infer_task_from_model(model_class)
     except (ValueError, KeyError) as error:
         raise UsageError(f"base {name!r}: no task is known for {named} ({str(error).splitlines()[0]})") from None
-    if task != "text-generation" or config.is_encoder_decoder:
+    decodes = type(config) in transformers.AutoModelForCausalLM._model_mapping
+    wanted = task == "text-generation" or (task == "text-classification" and decodes)
+    if not wanted or config.is_encoder_decoder:
         kind = "encoder-decoder" if config.is_encoder_decoder else task
-        raise UsageError(f"base {name!r}: {named} is for {kind}; only decoders that generate text are exported.")
+        raise UsageError(f"base {name!r}: {named} ({config.model_type}) is for {kind}; exported are decoders that "
+                         f"generate text, the encoders {', '.join(ENCODERS)}, and classifiers of both.")
     return model_class
 
 

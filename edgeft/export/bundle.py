@@ -27,10 +27,12 @@ from edgeft.contract.files import disk_errors, link_or_copy, refuse_existing, sc
 
 from .adapters import Places, lower, merge_weight, write_adapter
 from .assemble import Assembly
+from .encoder import build_encoder, expose_hidden
 from .graph import BaseGraph, build_graph
+from .heads import describe_head, write_head
 from .ondevice import rounding
 from .oracle import Oracle
-from .parity import prove
+from .parity_classify import prove_any
 from .resolve import Job, resolve
 from .sidecars import generation, write_genai_config, write_tokenizer
 from .weights import GraphBase, Source
@@ -42,13 +44,13 @@ RUNTIME_MIB = 70  # Python, numpy, tokenizers and onnxruntime themselves
 
 
 def export(source: Path, device: Device, out: Path, *, host: Host, merge: bool = False, base: str | None = None,
-           quant: str | None = None, name: str | None = None, rank: int = 0) -> dict[str, Any]:
+           quant: str | None = None, name: str | None = None, task: str | None = None, rank: int = 0) -> dict[str, Any]:
     """Write a bundle and return its manifest; below the bar nothing is left behind.
 
     `rank`: compress what was learned, a whole tuned model too, to a low-rank adapter beside its base.
     """
     refuse_existing(out)
-    job = resolve(source, device, host, merge=merge, base=base, quant=quant, name=name, rank=rank)
+    job = resolve(source, device, host, merge=merge, base=base, quant=quant, name=name, task=task, rank=rank)
     weights = Source(job.base.weights, job.base.tied, _merging(job))
     with staged(out) as stage:
         _say(f"building the {job.quant.kind} graph of {job.base.name}")
@@ -56,20 +58,23 @@ def export(source: Path, device: Device, out: Path, *, host: Host, merge: bool =
         graph, assembly = _write_graph(job, weights, stage)
         modules = [module for slot in assembly.slots for module in slot.modules]
         tokenizer = write_tokenizer(job.base, stage)
-        write_genai_config(job.base, stage, context=job.context, shared=graph.cache == "shared")
+        if job.task == "text-generation":
+            write_genai_config(job.base, stage, context=job.context, shared=graph.cache == "shared")
+        if job.own_head:
+            write_head(stage, job.own_head)
         if job.beside:
             _write_adapter(job, weights, Places(job.slots, assembly.slots, graph.layers, job.context), stage)
         manifest = _manifest(job, graph, assembly, stage)
         _check_memory(job, manifest["memory"])
         _write_manifest(stage, manifest)
         _say("verifying against torch")
-        manifest["parity"], manifest["memory"]["verified_peak_mib"] = prove(job, modules, stage, tokenizer)
+        manifest["parity"], manifest["memory"]["verified_peak_mib"] = prove_any(job, modules, stage, tokenizer)
         _write_manifest(stage, manifest)
     return manifest
 
 
 def add(bundle_folder: Path, source: Path, name: str, *, host: Host, base: str | None = None,
-        rank: int = 0) -> dict[str, Any]:
+        task: str | None = None, rank: int = 0) -> dict[str, Any]:
     """Put one more adapter beside a bundle's base; returns its parity report."""
     bundle = read_bundle(bundle_folder)
     check_name(name)
@@ -80,7 +85,7 @@ def add(bundle_folder: Path, source: Path, name: str, *, host: Host, base: str |
         raise UsageError(f"{bundle_folder}: its graph takes no adapters. Export the base without --merge.")
     bundle.check_files(whole=True)
     job = resolve(source, _recorded_device(bundle), host, base=base or bundle.manifest["base"]["folder"],
-                  quant=bundle.manifest["quant"]["kind"], name=name, rank=rank)
+                  quant=bundle.manifest["quant"]["kind"], name=name, task=task, rank=rank)
     if not job.beside:
         raise UsageError(f"{source}: is a model of its own, not an adapter. `edgeft export` makes a bundle of it; "
                          "--as-adapter compresses it to an adapter.")
@@ -99,7 +104,7 @@ def add(bundle_folder: Path, source: Path, name: str, *, host: Host, base: str |
         _write_manifest(stage, manifest)
         _say("verifying against torch")
         modules = [module for slot in bundle.linears for module in slot.modules]
-        parity, _ = prove(job, modules, stage, job.base.tokenizer())
+        parity, _ = prove_any(job, modules, stage, job.base.tokenizer())
         report = parity["adapters"][name]
         manifest["parity"] = {**manifest["parity"],
                               "adapters": {**manifest["parity"]["adapters"], name: report},
@@ -121,7 +126,11 @@ def _merging(job: Job) -> Any:
 
 
 def _write_graph(job: Job, weights: Source, stage: Path) -> tuple[BaseGraph, Assembly]:
-    graph = build_graph(job.base.config, job.base.load, weights, job.context)
+    if job.base.encodes:
+        graph = build_encoder(job.base.load(), weights)
+    else:
+        graph = build_graph(job.base.config, job.base.load, weights, job.context)
+        expose_hidden(graph, keep_logits=job.task == "text-generation")
     assembly = Assembly(graph, weights, job.quant, job.slots)
     assembly.write(stage)
     return graph, assembly
@@ -141,7 +150,7 @@ def _write_adapter(job: Job, weights: Source, places: Places, stage: Path) -> st
                      rounding(job.base, job.quant, places.linears))
     lowered = lower(job.learned, base, places)
     file = f"adapters/{job.name}.safetensors"
-    write_adapter(stage / file, lowered, job.learned, job.fingerprint)
+    write_adapter(stage / file, lowered, job.learned, job.fingerprint, job.head)
     return file
 
 
@@ -150,6 +159,7 @@ def _manifest(job: Job, graph: BaseGraph, assembly: Assembly, stage: Path) -> di
     device = asdict(job.device)
     return {
         "format": FORMAT,
+        "task": job.task,
         "base": {"id": job.base.name, "folder": str(job.base.folder.resolve()), "fingerprint": job.fingerprint,
                  "architecture": job.base.config.model_type, "parameters": job.base.weights.parameters},
         "device": {key: device[key] for key in ("name", "summary", "limits", "cpu", "run", "graph", "verified")},
@@ -181,7 +191,7 @@ def _adapter_entry(job: Job) -> dict[str, Any]:
     assert job.learned is not None
     return {"file": f"adapters/{job.name}.safetensors", "method": job.learned.method.name,
             "prompt": job.artifact.prompt.to_json(), "source": str(job.source),
-            "forgetting": job.artifact.record.get("forgetting")}
+            "forgetting": job.artifact.record.get("forgetting"), **describe_head(job.head)}
 
 
 def _write_manifest(stage: Path, manifest: dict[str, Any]) -> None:
@@ -196,12 +206,13 @@ def _memory_plan(job: Job, stage: Path) -> dict[str, Any]:
     config = job.base.config
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    cache = 2 * config.num_hidden_layers * heads * size * job.context * 4
+    cache = 0 if job.base.encodes else 2 * config.num_hidden_layers * heads * size * job.context * 4
     weights = (stage / GRAPH_DATA).stat().st_size
     adapter = stage / "adapters" / f"{job.name}.safetensors"
     parts = {"weights": 2 * weights,  # onnxruntime keeps a prepacked copy beside the mapped file
              "cache": cache, "adapter": adapter.stat().st_size if adapter.is_file() else 0,
-             "logits": 4 * config.vocab_size * min(512, job.context), "runtime": RUNTIME_MIB << 20}
+             "logits": 4 * config.vocab_size * min(512, job.context) if job.task == "text-generation" else 0,
+             "runtime": RUNTIME_MIB << 20}
     plan = {name: round(size / 2**20, 1) for name, size in parts.items()}
     return {**plan, "predicted_peak_mib": round(sum(plan.values()), 1)}
 

@@ -13,7 +13,7 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 
-from edgeft.contract import Method
+from edgeft.contract import Method, TaskOptions
 from edgeft.contract.artifact import Artifact
 from edgeft.contract.errors import EdgeftError
 from edgeft.contract.grid import quantize
@@ -28,14 +28,17 @@ class Oracle:
         self.base = model.eval()
         self.model: nn.Module = self.base
         self.eos = frozenset(eos)
+        self.extra: dict[str, torch.Tensor] = {}  # what the model must be told beside the tokens
 
     @property
     def soft(self) -> bool:
-        """Whether a soft prompt is attached: PEFT puts it before whatever it is given, so no cache can be gone on with."""
+        """Whether a soft prompt is attached: PEFT puts it before every input, so no cache can be gone on with."""
         return isinstance(self.model, PeftModel) and self.model.active_peft_config.is_prompt_learning
 
     def attach(self, artifact: Artifact, method: Method[Any] | None, options: Any) -> None:
         """Load what was learned the way its own library does: that is what the bundle is compared with."""
+        if isinstance(options, TaskOptions):
+            self.extra = {"task_ids": torch.tensor([options.task_index])}
         if artifact.kind == "peft":
             try:
                 with warnings.catch_warnings():
@@ -93,7 +96,7 @@ class Oracle:
     @torch.inference_mode()
     def logits(self, ids: Sequence[int]) -> np.ndarray[Any, Any]:
         """Logits [seq, vocab] of one sequence, without those of a soft prompt before it."""
-        logits = self.model(input_ids=torch.tensor([list(ids)]), use_cache=False).logits[0, -len(ids):]
+        logits = self.model(input_ids=torch.tensor([list(ids)]), use_cache=False, **self.extra).logits[0, -len(ids):]
         return logits.float().numpy()
 
     @torch.inference_mode()

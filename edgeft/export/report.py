@@ -25,14 +25,14 @@ def describe(manifest: dict[str, Any], out: Path) -> str:
 
 def describe_parity(subject: str, report: dict[str, Any], against: str) -> list[str]:
     """One subject's parity, and what the grid cost it."""
-    proof = report.get("exact_activations", report)
+    proof, what = report.get("exact_activations", report), report.get("of", "tokens")
     lines = [f"  {subject}: equals {against}: largest logit difference {proof['largest_logit_difference']:.1e}, "
-             f"greedy answers equal {proof['greedy_equal']}/{proof['prompts']}"]
+             f"{report.get('of', 'greedy answers')} equal {proof['greedy_equal']}/{proof['prompts']}"]
     if "exact_activations" in report:
-        lines.append(f"    with activations rounded to int8 as on the device: tokens agree {report['agreement']:.1%}, "
+        lines.append(f"    with activations rounded to int8 as on the device: {what} agree {report['agreement']:.1%}, "
                      f"KL {report['kl']:.4f} nats")
     if "against_float" in report:
-        lines.append(f"    against torch in float: tokens agree {report['against_float']['agreement']:.1%}, "
+        lines.append(f"    against torch in float: {what} agree {report['against_float']['agreement']:.1%}, "
                      f"KL {report['against_float']['kl']:.4f} nats")
     if "effect" in report:
         lines.append(f"    it changes logits by up to {report['effect']:.2f}, "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,13 +11,16 @@ from edgeft.contract.artifact import Artifact, read_artifact
 from edgeft.contract.bundle import check_name
 from edgeft.contract.device import Device
 from edgeft.contract.errors import CannotLower, Faults, UsageError
+from edgeft.contract.heads import Head
 from edgeft.contract.peft_types import PEFT_TYPES
+from edgeft.contract.tasks import TaskOptions, choose_task
 
 from .adapters import Learned, check_modules, understand
 from .assemble import Quant
 from .base import Base, open_base
 from .compress import Compression, base_name, compress
 from .foreign import import_peft
+from .heads import own_head, split_head
 
 if TYPE_CHECKING:
     from edgeft.plugins import Host
@@ -36,6 +39,7 @@ class Job:
     name: str  # of the adapter beside the base; empty if there is none
     fingerprint: str  # of the base that the bundle holds
     context: int
+    head: Head | None = None  # the classification head that the artifact brings
     compression: Compression | None = None  # of what was given, where `artifact` is a LoRA made of it
 
     @property
@@ -53,9 +57,19 @@ class Job:
         """Kinds of slots that the bundle gets: a base with a change merged in is no base for other adapters."""
         return [] if self.merge else list(self.device.graph.slots)
 
+    @property
+    def own_head(self) -> Head | None:
+        """The head that the bundle has without an adapter."""
+        return own_head(self.base) if self.beside else self.head
+
+    @property
+    def task(self) -> str:
+        """What the bundle does without an adapter."""
+        return "text-classification" if self.own_head else self.base.task
+
 
 def resolve(source: Path, device: Device, host: Host, *, merge: bool = False, base: str | None = None,
-             quant: str | None = None, name: str | None = None, rank: int = 0) -> Job:
+             quant: str | None = None, name: str | None = None, task: str | None = None, rank: int = 0) -> Job:
     """Everything that can be refused before any work is done; a `rank` compresses what was learned to an adapter."""
     artifact = read_artifact(source)
     kind = quant or device.graph.quant
@@ -72,6 +86,13 @@ def resolve(source: Path, device: Device, host: Host, *, merge: bool = False, ba
     compression = compress(artifact, opened, host, rank) if rank else None
     artifact = compression.artifact if compression else artifact
     learned = _learned(artifact, host, opened)
+    if learned is not None and isinstance(learned.options, TaskOptions):
+        artifact, options = choose_task(artifact, learned.options, task)
+        learned = replace(learned, artifact=artifact, options=options)
+    elif task:
+        raise UsageError(f"--task {task}: {source} learned one thing for all tasks. Leave it out here; `edgeft run "
+                         "--task` chooses among prompt templates.")
+    learned, head = split_head(artifact, learned, opened)
     if learned is not None:
         shapes = {name.rpartition(".")[0]: () for name in opened.tied}
         check_modules(learned, list(opened.weights), shapes)
@@ -82,7 +103,7 @@ def resolve(source: Path, device: Device, host: Host, *, merge: bool = False, ba
     if learned is not None and merge:
         fingerprint = hashlib.sha256((fingerprint + _digest(learned)).encode()).hexdigest()
     return Job(opened, learned, artifact, device, Quant(kind, device.graph.block), merge, chosen, fingerprint,
-               min(device.graph.context, opened.context), compression)
+               min(device.graph.context, opened.context), head, compression)
 
 
 def _learned(artifact: Artifact, host: Host, base: Base) -> Learned | None:

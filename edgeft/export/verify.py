@@ -84,6 +84,18 @@ def ask_bundle(bundle: Path, subjects: dict[str, tuple[list[Case], dict[str, flo
     """Run the shipped runner over every subject's cases; also its peak memory in MiB."""
     items = [{"ids": case.ids, "forced": case.forced, "new": new, "adapters": adapters}
              for cases, adapters in subjects.values() for case in cases]
+    found = probe(bundle, items)
+    answers, index = {}, 0
+    for name, (cases, _) in subjects.items():
+        span = range(index, index + len(cases))
+        answers[name] = Answers([found[f"{item}.tokens"].tolist() for item in span],
+                                [np.array(found[f"{item}.logits"]) for item in span])
+        index += len(cases)
+    return answers, float(found.metadata["peak_mib"])
+
+
+def probe(bundle: Path, items: Sequence[dict[str, Any]]) -> TensorFile:
+    """What the shipped runner answers, in a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
         job, out = Path(folder, "job.json"), Path(folder, "answers.safetensors")
         job.write_text(json.dumps({"bundle": str(bundle), "items": items}))
@@ -92,14 +104,7 @@ def ask_bundle(bundle: Path, subjects: dict[str, tuple[list[Case], dict[str, flo
         if done.returncode:
             lines = done.stderr.strip().splitlines()
             raise EdgeftError(f"The runner cannot run the bundle: {lines[-1] if lines else 'it was killed'}")
-        found = TensorFile(out)
-        answers, index = {}, 0
-        for name, (cases, _) in subjects.items():
-            span = range(index, index + len(cases))
-            answers[name] = Answers([found[f"{item}.tokens"].tolist() for item in span],
-                                    [np.array(found[f"{item}.logits"]) for item in span])
-            index += len(cases)
-        return answers, float(found.metadata["peak_mib"])
+        return TensorFile(out)  # mapped: it outlives the folder
 
 
 def compare(cases: Sequence[Case], answers: Answers) -> dict[str, Any]:

@@ -15,8 +15,8 @@ import numpy as np
 import onnxruntime as ort
 
 from edgeft.contract.bundle import Bundle, SlotGroup
-from edgeft.contract.data import PromptFormat
 from edgeft.contract.errors import Faults, UsageError
+from edgeft.contract.prompt import PromptFormat
 from edgeft.contract.tensors import TensorFile
 
 from .session import Prefix, Slots
@@ -35,8 +35,7 @@ class Adapter:
     @property
     def prompt(self) -> PromptFormat:
         """How its training joined prompt and completion."""
-        return PromptFormat(self.tensors.metadata.get("prompt", "raw"),  # type: ignore[arg-type]
-                            self.tensors.metadata.get("separator", ""))
+        return PromptFormat.from_metadata(self.tensors.metadata)
 
     @cached_property
     def rank(self) -> int:
@@ -73,6 +72,8 @@ def open_adapter(name: str, path: Path, bundle: Bundle) -> Adapter:
     scales = {module: out for group in bundle.scales
               for module, out in zip(group.modules, group.out_features, strict=True)}
     for key in tensors:
+        if key.startswith("head."):
+            continue  # checked by read_head, where the graph's hidden size is known
         module, _, part = key.rpartition(".")
         if PREFIX.fullmatch(key):
             _check_prefix(key, tensors, bundle, faults)
@@ -86,10 +87,18 @@ def open_adapter(name: str, path: Path, bundle: Bundle) -> Adapter:
     for key in () if faults.lines else tensors:
         if not np.isfinite(tensors[key]).all():
             faults.add(f"{key}: holds NaN or infinite numbers")
-    if not len(tensors):
-        faults.add("it holds no slot: it would change nothing")
+    if not faults.lines and not any(_acts(key, tensors) for key in tensors):
+        faults.add("it would change nothing: it holds no slot, or only zeros and factors of one")
     faults.raise_if_any("Train it on this base, or export the bundle again from the base it was trained on.")
     return Adapter(name, tensors)
+
+
+def _acts(key: str, tensors: TensorFile) -> bool:
+    """Whether a tensor, with its partner if it is half of a pair, changes anything."""
+    module, _, part = key.rpartition(".")
+    if part in ("A", "B"):
+        return bool(tensors[f"{module}.A"].any() and tensors[f"{module}.B"].any())
+    return bool((tensors[key] != 1).any()) if part == "scale" else True
 
 
 def _check_pair(key: str, tensors: TensorFile, widths: tuple[int, int], faults: Faults) -> None:

@@ -13,6 +13,7 @@ from .model import Model
 
 HELP = """/adapter NAME[:SCALE] ...  use these adapters; /adapter none for the bare base
 /adapters                  what the bundle has
+/task NAME                 phrase prompts by this task's template
 /reset                     forget the conversation
 /quit                      leave (or Ctrl-D)"""
 
@@ -46,7 +47,9 @@ class Conversation:
         self.model, self.adapters, self.sampling = model, adapters, sampling
         self.system = [{"role": "system", "content": system}] if system else []
         self.messages: list[dict[str, str]] = list(self.system)
-        model.prompt_format(adapters)  # a name that is not there fails before the first turn
+        prompt = model.prompt_format(adapters)  # a name that is not there fails before the first turn
+        if sampling.get("task"):
+            prompt.template(sampling["task"])
         if system and not self.templated:
             raise EdgeftError("--system needs a bundle with a chat template and an adapter that was trained on chats "
                               "or on none.")
@@ -71,6 +74,9 @@ class Conversation:
             self.messages = list(self.system)
         elif word == "/adapters":
             print(", ".join(self.model.bundle.adapters) or "none")
+        elif word == "/task":
+            self.model.prompt_format(self.adapters).template(rest.strip())
+            self.sampling = {**self.sampling, "task": rest.strip()}
         elif word == "/adapter":
             self._switch(rest.split())
         elif word.startswith("/"):

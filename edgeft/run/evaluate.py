@@ -11,16 +11,27 @@ import numpy as np
 from edgeft.contract.data import Example, encode, kind_of, read_records, segments, windows
 from edgeft.contract.errors import EdgeftError, UsageError
 
+from . import classify as classes
 from .model import Model
 
 
-def evaluate(bundle: Path, data: Path, probe: Path | None, adapters: Mapping[str, float] | None) -> dict[str, Any]:
-    """Nats per completion token; with a probe also `forgetting`: tuned minus base, in nats per token."""
+def evaluate(bundle: Path, data: Path, probe: Path | None, adapters: Mapping[str, float] | None,
+             task: str | None = None) -> dict[str, Any]:
+    """Nats per completion token; with a probe also `forgetting`: tuned minus base, in nats per token.
+
+    `task` says whose prompt template phrases the data, where there are several. Of lines with labels: nats per example
+    and accuracy.
+    """
     records = read_records(data)
     probe_records = read_records(probe) if probe else []
     model = Model(bundle)
     used = model.adapters_for(adapters)
-    examples = tokenize(model, records, used)
+    if kind_of(records[0]) == "label":
+        if probe:
+            raise UsageError("--probe is for language models, and lines with 'label' are for classifiers.")
+        return classes.evaluate(model, data, used)
+    classes.check_generates(model, used)
+    examples = tokenize(model, records, used, task)
     loss, tokens = mean_loss(model, examples, used)
     result: dict[str, Any] = {"loss": loss, "tokens": tokens, "adapters": used}
     if probe_records:
@@ -35,13 +46,14 @@ def evaluate(bundle: Path, data: Path, probe: Path | None, adapters: Mapping[str
     return result
 
 
-def tokenize(model: Model, records: Sequence[dict[str, Any]], adapters: Mapping[str, float]) -> list[Example]:
+def tokenize(model: Model, records: Sequence[dict[str, Any]], adapters: Mapping[str, float],
+             task: str | None = None) -> list[Example]:
     """Token ids with loss masks, phrased as these adapters are prompted; long texts are split."""
-    if kind_of(records[0]) == "label":
-        raise UsageError("Lines with 'label' are for classifiers, and this bundle generates text.")
-    separator = model.prompt_format(adapters).separator
+    prompt = model.prompt_format(adapters)
+    template = prompt.template(task) if task or kind_of(records[0]) == "pair" else ""
     eos = min(model.eos) if model.eos else None
-    examples = [encode(model.tokenizer, segments(record, separator, model.render), eos) for record in records]
+    examples = [encode(model.tokenizer, segments(record, prompt.separator, model.render, template), eos)
+                for record in records]
     if kind_of(records[0]) == "text":
         return [part for example in examples for part in windows(example, model.context)]
     longest = max(len(example.ids) for example in examples)

@@ -14,13 +14,15 @@ from tokenizers.decoders import DecodeStream
 
 from edgeft.contract.bundle import check_runnable, read_bundle
 from edgeft.contract.chat import read_chat_template
-from edgeft.contract.data import PromptFormat, encode_text
+from edgeft.contract.data import encode_text
 from edgeft.contract.errors import EdgeftError, UsageError
 from edgeft.contract.memory import peak_mib
+from edgeft.contract.prompt import PromptFormat
 
+from . import classify as classes
 from .adapters import Adapter, Shelf
 from .sampling import Sampler
-from .session import Cache, Session
+from .session import Cache, Session, Slots
 
 Adapters = Mapping[str, float]
 Messages = Sequence[Mapping[str, str]]
@@ -90,19 +92,24 @@ class Model:
             return {self.bundle.default_adapter: 1.0} if self.bundle.default_adapter else {}
         return {name: float(scale) for name, scale in wanted.items()}
 
+    def task(self, adapters: Adapters | None = None) -> str:
+        """What a request with these adapters is: text-generation, text-classification or feature-extraction."""
+        return classes.task_of(self, self.adapters_for(adapters))
+
     def prompt_format(self, adapters: Adapters) -> PromptFormat:
         """How prompts are phrased for these adapters; UsageError if they were trained on different ways."""
         formats = {self.shelf.load(name).prompt for name in adapters} or {self.bundle.prompt}
         if len(formats) > 1:
-            raise UsageError(f"Adapters {', '.join(adapters)} were trained on different prompt formats "
+            raise UsageError(f"Adapters {', '.join(adapters)} were trained on different prompt formats or templates "
                              f"({', '.join(sorted(item.kind for item in formats))}). Use --raw and phrase it yourself.")
         return formats.pop()
 
-    def encode(self, prompt: str | Messages, adapters: Adapters, raw: bool = False) -> list[int]:
-        """Token ids of a prompt, phrased as the adapters were trained; a list of messages goes through the
-        chat template."""
+    def encode(self, prompt: str | Messages, adapters: Adapters, raw: bool = False,
+               task: str | None = None) -> list[int]:
+        """Token ids of a prompt, phrased as the adapters were trained, by the template of `task` where they have
+        several; a list of messages goes through the chat template."""
         if isinstance(prompt, str):
-            text = prompt if raw else self.prompt_format(adapters).apply(prompt, self.render)
+            text = prompt if raw else self.prompt_format(adapters).apply(prompt, self.render, task)
         elif self.render is None:
             raise EdgeftError(f"{self.bundle.folder}: has no chat template; give the prompt as text.")
         else:
@@ -112,7 +119,8 @@ class Model:
     def generate(self, prompt: str | Messages, *, adapters: Adapters | None = None, **options: Any) -> Generation:
         """Answer one prompt.
 
-        options: max_tokens=128, temperature, top_k, top_p, min_p, repetition_penalty, seed, stop=(), raw=False.
+        options: task (whose prompt template to use), max_tokens=128, temperature, top_k, top_p, min_p,
+        repetition_penalty, seed, stop=(), raw=False.
         """
         return self.batch([prompt], adapters=[adapters], **options)[0]
 
@@ -124,7 +132,8 @@ class Model:
 
     def batch(self, prompts: Sequence[str | Messages], *, adapters: Sequence[Adapters | None] | None = None,
               **options: Any) -> list[Generation]:
-        """Answer several prompts at once, each with its own adapters; options as in `generate`."""
+        """Answer several prompts at once, each with its own adapters; options as in `generate`, and `task` may be a
+        list with one for each."""
         wanted = adapters if adapters is not None else [None] * len(prompts)
         done: dict[int, Generation] = {}
         for row, piece in self._run(prompts, wanted, **options):
@@ -132,22 +141,46 @@ class Model:
                 done[row] = piece
         return [done[row] for row in range(len(prompts))]
 
+    def classify(self, text: str | Sequence[str], *,
+                 adapters: Adapters | Sequence[Adapters | None] | None = None) -> Any:
+        """Labels with scores, likeliest first: of one text a list of (label, score), of several a list of those.
+
+        `adapters` are for all texts, or a list with one set for each.
+        """
+        texts = [text] if isinstance(text, str) else list(text)
+        found = classes.classify(self, texts, self._per_text(adapters, len(texts)))
+        return found[0] if isinstance(text, str) else found
+
+    def embed(self, texts: Sequence[str], *, adapters: Adapters | Sequence[Adapters | None] | None = None) -> Any:
+        """Embeddings [n, hidden] of length 1: the mean hidden state of an encoder, the last one of a decoder."""
+        return classes.embed(self, list(texts), self._per_text(adapters, len(texts)))
+
+    def _per_text(self, adapters: Adapters | Sequence[Adapters | None] | None, count: int) -> list[dict[str, float]]:
+        wanted = [adapters] * count if adapters is None or isinstance(adapters, Mapping) else adapters
+        return [self.adapters_for(item) for item in wanted]
+
     def _run(self, prompts: Sequence[str | Messages], wanted: Sequence[Adapters | None], *, max_tokens: int = 128,
              stop: Sequence[str] | str = (), raw: bool = False, seed: int | None = None,
-             **sampling: Any) -> Iterator[tuple[int, str]]:
+             task: str | Sequence[str | None] | None = None, **sampling: Any) -> Iterator[tuple[int, str]]:
         """Yield (row, piece of text) as it comes, and (row, Generation) when a row has ended."""
-        if len(prompts) != len(wanted) or not prompts:
-            raise UsageError(f"{len(prompts)} prompts and {len(wanted)} sets of adapters do not match.")
+        tasks = [task] * len(prompts) if task is None or isinstance(task, str) else list(task)
+        if len(prompts) != len(wanted) or len(prompts) != len(tasks) or not prompts:
+            raise UsageError(f"{len(prompts)} prompts, {len(wanted)} sets of adapters and {len(tasks)} tasks do not "
+                             "match.")
         used = [self.adapters_for(item) for item in wanted]
-        ids = [self.encode(prompt, chosen, raw) for prompt, chosen in zip(prompts, used, strict=True)]
+        for chosen in used:
+            classes.check_generates(self, chosen)
+        ids = [self.encode(prompt, chosen, raw, name)
+               for prompt, chosen, name in zip(prompts, used, tasks, strict=True)]
         longest = max(map(len, ids))
         soft = [max([self.shelf.load(name).length for name, scale in row.items() if scale], default=0) for row in used]
         if min(map(len, ids)) == 0:
             raise UsageError("The prompt is empty: there is nothing to go on from.")
         for length, before in zip(map(len, ids), soft, strict=True):
             if length + before >= self.context:
-                raise EdgeftError(f"The prompt has {length} tokens{f' after a soft prompt of {before}' if before else ''}, "
-                                  f"and the bundle's context is {self.context}: no room is left for an answer.")
+                after = f" after a soft prompt of {before}" if before else ""
+                raise EdgeftError(f"The prompt has {length} tokens{after}, and the bundle's context is {self.context}: "
+                                  "no room is left for an answer.")
         chosen_sampling = {**self.defaults, **{key: value for key, value in sampling.items() if value is not None}}
         stops = [stop] if isinstance(stop, str) else list(stop)
         rows = [_Row(self, row, prompt, used[row], _sampler(chosen_sampling, seed), stops, max_tokens)
@@ -156,12 +189,17 @@ class Model:
         yield from _decode(cache, rows)
 
     def cache(self, used: Sequence[Adapters], tokens: int) -> Cache:
-        """Caches for a batch whose row i uses adapters used[i], for at most `tokens` tokens of prompt and answer each."""
+        """Caches for a batch whose row i uses adapters used[i]; `tokens` of prompt and answer together."""
+        slots = self.slots(used)
+        return self.session.cache(len(used), min(self.context, max(slots.lengths, default=0) + tokens), slots)
+
+    def slots(self, used: Sequence[Adapters]) -> Slots:
+        """What a batch's adapters put into the graph; the session becomes the scaled one if they need it."""
         slots = self.shelf.bind(used)
         if slots.scaled and not self.session.scaled:  # from now on: it serves all that the other does
             threads, self.session = self.session.threads, None  # type: ignore[assignment]  # its memory is free first
             self.session = Session(self.bundle, threads, scaled=True)
-        return self.session.cache(len(used), min(self.context, max(slots.lengths, default=0) + tokens), slots)
+        return slots
 
 
 def _sampler(options: dict[str, Any], seed: int | None) -> Sampler:

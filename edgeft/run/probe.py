@@ -16,6 +16,7 @@ import numpy as np
 from edgeft.contract.memory import peak_mib
 from edgeft.contract.tensors import write_tensors
 
+from .classify import raw_outputs
 from .model import Model
 
 
@@ -40,6 +41,9 @@ def main() -> None:
     model = Model(job["bundle"])
     found: dict[str, Any] = {}
     for index, item in enumerate(job["items"]):
+        if "rows" in item:
+            found[f"{index}.rows"] = raw_outputs(model, item["rows"], item["adapters"])
+            continue
         for key, value in answer(model, item["ids"], item["forced"], item["new"], item["adapters"]).items():
             found[f"{index}.{key}"] = value
     write_tensors(Path(sys.argv[2]), found, {"peak_mib": str(round(peak_mib(), 1))})

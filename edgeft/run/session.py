@@ -83,7 +83,7 @@ class Session:
 
 
 class Cache:
-    """Keys and values of a batch, and the binding that runs the graph on them; soft prompts are in it from the start."""
+    """Keys and values of a batch, soft prompts included, and the binding that runs the graph on them."""
 
     def __init__(self, session: Session, rows: int, capacity: int, slots: Slots) -> None:
         self.session, self.rows, self.capacity, self.slots = session, rows, capacity, slots

@@ -8,6 +8,7 @@ from typing import Any
 from edgeft.contract.bundle import read_bundle
 from edgeft.contract.errors import EdgeftError
 
+from .classify import raw_outputs
 from .model import Model
 from .probe import answer
 
@@ -26,7 +27,8 @@ def verify(folder: Path) -> dict[str, Any]:
     replay = [item for item in bundle.manifest["parity"].get("replay", [])
               if set(item["adapters"]) <= set(bundle.adapters)]
     for item in replay:
-        found = answer(model, item["ids"], [], len(item["tokens"]), item["adapters"])["tokens"].tolist()
+        found = [int(raw_outputs(model, [item["ids"]], item["adapters"])[0].argmax())] if item.get("classifies") \
+            else answer(model, item["ids"], [], len(item["tokens"]), item["adapters"])["tokens"].tolist()
         equal += sum(left == right for left, right in zip(found, item["tokens"], strict=False))
         total += len(item["tokens"])
     agreement = equal / total if total else 1.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,10 @@ from edgeft.contract.base import find_base
 from edgeft.contract.chat import chat_renderer
 from edgeft.contract.data import Render
 from edgeft.contract.errors import EdgeftError, UsageError
+from edgeft.contract.heads import max_tokens
 from edgeft.contract.tensors import Weights, has_weights
+
+from .classify import check_config, load_classifier
 
 
 @dataclass
@@ -32,6 +36,7 @@ class Base:
     render: Render | None
     eos: int | None
     context: int
+    labels: tuple[str, ...] = ()  # of a classifier
 
     @property
     def hidden_size(self) -> int:
@@ -40,40 +45,47 @@ class Base:
 
 def quiet() -> None:
     """Keep transformers' own progress bars and advice off the user's screen."""
-    warnings.filterwarnings("ignore", "`(is_gradient_checkpointing|past_key_values)` is deprecated")  # PEFT 0.21 does so
+    # PEFT 0.21 uses both
+    warnings.filterwarnings("ignore", "`(is_gradient_checkpointing|past_key_values)` is deprecated")
     hf_logging.set_verbosity_error()
     hf_logging.disable_progress_bar()
 
 
-def load_base(name: str, *, seed: int = 0) -> Base:
-    """Load model, float32, and tokenizer; with a config alone, make random weights of this seed."""
+def load_base(name: str, *, seed: int = 0, labels: Sequence[str] = ()) -> Base:
+    """Load model, float32, and tokenizer; with a config alone, make random weights of this seed.
+
+    With labels the model is a classifier of them.
+    """
     quiet()
     folder = find_base(name)
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (ValueError, OSError, KeyError) as error:
         raise UsageError(f"base {name!r}: transformers does not know it ({str(error).splitlines()[0]})") from None
-    if getattr(config, "is_encoder_decoder", False):
-        raise UsageError(f"base {name!r}: {config.model_type} is an encoder-decoder; only decoders are trained.")
+    check_config(name, config, labels)
+    tokenizer = load_tokenizer(folder)
     fingerprint = ""
     try:
         if has_weights(folder):
             fingerprint = Weights(folder).fingerprint()
+        torch.manual_seed(seed)
+        if labels:
+            pad = next((token for token in (tokenizer.pad_token_id, tokenizer.eos_token_id) if token is not None), 0)
+            model = load_classifier(name, folder, config, labels, pad)
+        elif fingerprint:
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 folder, dtype=torch.float32, local_files_only=True, trust_remote_code=False, output_loading_info=True)
             model, info = loaded
             _check_complete(name, info)
         else:
-            torch.manual_seed(seed)
             model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
     except (ValueError, KeyError, RuntimeError) as error:
         raise EdgeftError(f"base {name!r}: transformers cannot load it ({str(error).splitlines()[0]})") from None
-    tokenizer = load_tokenizer(folder)
     return Base(
         id=name if name == "starter" or not Path(name).exists() else str(folder.resolve()),
         folder=folder, fingerprint=fingerprint, model=model, hf_tokenizer=tokenizer,
         tokenizer=tokenizer.backend_tokenizer, render=renderer(tokenizer), eos=tokenizer.eos_token_id,
-        context=int(getattr(config.get_text_config(), "max_position_embeddings", 0) or 2048))
+        context=max_tokens(config.get_text_config()), labels=tuple(labels))
 
 
 def _check_complete(name: str, info: dict[str, Any]) -> None:

@@ -13,6 +13,9 @@ from transformers.pytorch_utils import Conv1D
 from edgeft.contract.device import Device
 from edgeft.contract.errors import UsageError
 from edgeft.contract.grid import BITS, quantize
+from edgeft.contract.heads import layout
+
+from .classify import head_parameters
 
 
 def grid_of(device: Device) -> dict[str, Any] | None:
@@ -23,15 +26,16 @@ def grid_of(device: Device) -> dict[str, Any] | None:
 
 
 def put_on_grid(model: PreTrainedModel, quant: str, block: int) -> None:
-    """Round linear layers, head and embedding in place, as the exporter does.
+    """Round linear layers, language head and embedding in place, as the exporter does; a classifier's head stays.
 
     The codes that export ships are made from the same base by the same quantizer, so they are these very ones.
     """
     bits = BITS[quant]
     done: set[int] = set()
-    for module in model.modules():
+    head = layout(model.config.model_type).modules
+    for name, module in model.named_modules():
         weight = getattr(module, "weight", None)
-        if not isinstance(module, (nn.Linear, nn.Embedding, Conv1D)) or id(weight) in done:
+        if not isinstance(module, (nn.Linear, nn.Embedding, Conv1D)) or id(weight) in done or name in head:
             continue
         if isinstance(module, nn.Embedding) and module is not model.get_input_embeddings():
             continue  # position tables stay float in the graph
@@ -45,8 +49,9 @@ def put_on_grid(model: PreTrainedModel, quant: str, block: int) -> None:
 
 def check_frozen(base: PreTrainedModel, before: dict[str, int], method: str) -> None:
     """A method that changes the base's own weights leaves the grid at its first step: refuse it."""
+    head = head_parameters(base)
     learning = [name for name, parameter in base.named_parameters()
-                if parameter.requires_grad and id(parameter) in before.values()]
+                if parameter.requires_grad and id(parameter) in before.values() and name not in head]
     if learning:
         raise UsageError(f"{method}: changes the base's own weights ({learning[0]} and {len(learning) - 1} more), so "
                          "they cannot stay on a device's grid. Train it without --device; export rounds it.")

@@ -1,50 +1,42 @@
-"""Data files to batches: tokenize, hold out, mix by weight, and plan every batch of the run up front.
-
-The plan depends on the seed alone, so a resumed run meets the same batches without replaying any data.
-"""
+"""Data files to examples: read, hold out, phrase and tokenize each task of a mixture."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from edgeft.contract.data import (
-    Example,
-    PromptFormat,
-    encode,
-    kind_of,
-    read_records,
-    record_digest,
-    segments,
-    task_names,
-    windows,
-)
+from edgeft.contract.data import Example, encode, kind_of, read_records, record_digest, segments, windows
 from edgeft.contract.errors import EdgeftError, Faults, UsageError
 from edgeft.contract.files import sha256
+from edgeft.contract.prompt import PLACE, PromptFormat
 
-from .base import Base
+from .labels import encode_labels
+from .tasks import TaskSpec
+
+if TYPE_CHECKING:
+    from .base import Base
 
 
 @dataclass
 class Task:
-    """One data file: what is trained on and what is held out of it."""
+    """One task that is trained on: its examples, and those held out of its file."""
 
-    name: str
-    path: Path
-    weight: float
+    spec: TaskSpec
     kind: str
     train: list[Example] = field(default_factory=list)
     held_out: list[Example] = field(default_factory=list)
 
+    @property
+    def name(self) -> str:
+        return self.spec.name
+
     def describe(self) -> dict[str, Any]:
         """As recorded in edgeft.json."""
-        return {"name": self.name, "path": str(self.path.resolve()), "weight": self.weight, "kind": self.kind,
-                "sha256": sha256(self.path), "examples": len(self.train), "held_out": len(self.held_out),
+        path = Path(self.spec.data)
+        return {"name": self.name, "path": str(path.resolve()), "weight": self.spec.weight, "kind": self.kind,
+                "sha256": sha256(path), "examples": len(self.train), "held_out": len(self.held_out),
                 "completion_tokens": count(self.train)}
 
 
@@ -53,33 +45,23 @@ def count(examples: Sequence[Example]) -> int:
     return sum(sum(example.mask) for example in examples)
 
 
-def split_weight(text: str) -> tuple[Path, float]:
-    """`D.jsonl:2` -> (D.jsonl, 2.0); the weight is how often each line is seen per epoch."""
-    path, colon, weight = text.rpartition(":")
-    if colon and not Path(text).exists():
-        try:
-            value = float(weight)
-        except ValueError:
-            return Path(text), 1.0
-        if not (math.isfinite(value) and value > 0):
-            raise UsageError(f"--data {text}: the weight must be above 0, found {weight}")
-        return Path(path), value
-    return Path(text), 1.0
-
-
-def load_tasks(data: Sequence[str], base: Base, *, separator: str, max_length: int, holdout: float) -> list[Task]:
-    """Read and tokenize every file of a mixture."""
-    pairs = [split_weight(text) for text in data]
+def load_tasks(specs: Sequence[TaskSpec], base: Base, *, separator: str, max_length: int,
+               holdout: float) -> list[Task]:
+    """Read and tokenize every file of a mixture; a part of each is held out where it has no evaluation data."""
     tasks = []
-    for name, (path, weight) in zip(task_names([path for path, _ in pairs]), pairs, strict=True):
+    for index, spec in enumerate(specs):
+        path, share = Path(spec.data), 0.0 if spec.eval_data else holdout
         records = read_records(path)
-        kept = [record for record in records if not _held_out(record, holdout)]
+        kept = [record for record in records if not _held_out(record, share)]
         if not kept:
-            raise UsageError(f"{path}: --holdout {holdout} leaves no line to train on.")
-        task = Task(name, path, weight, kind_of(records[0]))
-        task.train = tokenize(kept, path, base, separator, max_length, pack=True)
-        held_out = [record for record in records if _held_out(record, holdout)]
-        task.held_out = tokenize(held_out, path, base, separator, max_length) if held_out else []
+            raise UsageError(f"{path}: --holdout {share} leaves no line to train on.")
+        task = Task(spec, kind_of(records[0]))
+        how: dict[str, Any] = {"template": spec.template, "task": index}
+        task.train = tokenize(kept, path, base, separator, max_length, pack=True, **how)
+        held_out = [record for record in records if _held_out(record, share)]
+        task.held_out = tokenize(held_out, path, base, separator, max_length, **how) if held_out else []
+        if count(task.train) == 0:
+            raise EdgeftError(f"{path}: no token in it carries loss.")
         tasks.append(task)
     return tasks
 
@@ -90,13 +72,21 @@ def _held_out(record: dict[str, Any], share: float) -> bool:
 
 
 def tokenize(records: Sequence[dict[str, Any]], path: Path, base: Base, separator: str, max_length: int,
-             *, pack: bool = False) -> list[Example]:
-    """Token ids and loss masks of every line; with `pack`, plain text is joined into full blocks."""
+             *, pack: bool = False, template: str = "", task: int | None = None) -> list[Example]:
+    """Token ids and loss masks of every line; with `pack`, plain text is joined into full blocks.
+
+    `template` phrases the prompts, `task` is the index of the task that the lines belong to.
+    """
     kind = kind_of(records[0])
     if kind == "label":
-        raise UsageError(f"{path}: lines with 'label' are for classification, and {base.id} is a language model. "
-                         "Write them as prompt and completion.")
-    examples = [encode(base.tokenizer, segments(record, separator, base.render), base.eos) for record in records]
+        return encode_labels(records, path, base, max_length)
+    if base.labels:
+        raise UsageError(f"{path}: a classifier is measured on lines of {{\"text\", \"label\"}}.")
+    if template and kind != "pair":
+        raise UsageError(f"{path}: holds lines of kind {kind!r}, and a template phrases the prompts of lines with "
+                         "prompt and completion.")
+    examples = [replace(encode(base.tokenizer, segments(record, separator, base.render, template), base.eos), task=task)
+                for record in records]
     if kind == "text":
         return _pack(examples, max_length) if pack else [
             part for example in examples for part in windows(example, max_length)]
@@ -112,47 +102,21 @@ def _pack(examples: Sequence[Example], length: int) -> list[Example]:
     """Join texts end to end and cut into blocks of `length`, so that no token is padding."""
     ids = [token for example in examples for token in example.ids]
     blocks = [ids[start : start + length] for start in range(0, len(ids), length)]
-    return [Example(block, [False] + [True] * (len(block) - 1)) for block in blocks if len(block) > 1]
+    task = examples[0].task
+    return [Example(block, [False] + [True] * (len(block) - 1), task) for block in blocks if len(block) > 1]
 
 
 def prompt_format(tasks: Sequence[Task], separator: str) -> PromptFormat:
     """How the runner must phrase prompts: as most of the mixture does; plain text beside it is replay."""
-    kinds = {kind: sum(count(task.train) * task.weight for task in tasks if task.kind == kind)
+    if any(task.spec.template for task in tasks):
+        return PromptFormat("pair", separator, tuple((task.name, task.spec.template or PLACE)
+                                                     for task in tasks if task.kind == "pair"))
+    kinds = {kind: sum(count(task.train) * task.spec.weight for task in tasks if task.kind == kind)
              for kind in ("pair", "chat")}
     kind = max(kinds, key=lambda name: kinds[name])
     if not kinds[kind]:
         return PromptFormat("raw")
     return PromptFormat("pair", separator) if kind == "pair" else PromptFormat("chat")
-
-
-Ref = tuple[int, int]  # task, example
-
-
-def plan_batches(tasks: Sequence[Task], *, batch_size: int, epochs: float, max_steps: int,
-                 seed: int) -> list[list[Ref]]:
-    """Every batch of the run. Lines of like length share a batch where they are near each other in the shuffle."""
-    rng = np.random.Generator(np.random.PCG64(seed))
-    per_epoch = sum(max(1, round(task.weight * len(task.train))) for task in tasks)
-    wanted = max_steps * batch_size if max_steps else max(1, round(epochs * per_epoch))
-    refs: list[Ref] = []
-    while len(refs) < wanted:
-        epoch = [(index, int(line)) for index, task in enumerate(tasks) for line in _draw(task, rng)]
-        refs += [epoch[position] for position in rng.permutation(len(epoch))]
-    del refs[wanted:]
-    window = 16 * batch_size
-    batches: list[list[Ref]] = []
-    for start in range(0, len(refs), window):
-        near = sorted(refs[start : start + window], key=lambda ref: len(tasks[ref[0]].train[ref[1]].ids))
-        cut = [near[at : at + batch_size] for at in range(0, len(near), batch_size)]
-        batches += [cut[position] for position in rng.permutation(len(cut))]
-    return batches
-
-
-def _draw(task: Task, rng: np.random.Generator) -> np.ndarray:
-    """One epoch's lines of a task: whole passes, and a random part of one for the rest of the weight."""
-    size = len(task.train)
-    wanted = max(1, round(task.weight * size))
-    return np.concatenate([rng.permutation(size) for _ in range(-(-wanted // size))])[:wanted]
 
 
 def passes(examples: Sequence[Example], limit: int) -> list[list[Example]]:
@@ -164,10 +128,3 @@ def passes(examples: Sequence[Example], limit: int) -> list[list[Example]]:
         else:
             parts.append([example])
     return parts
-
-
-def check_tokens(tasks: Sequence[Task]) -> None:
-    """A task without a token to learn from is a mistake, not an empty success."""
-    for task in tasks:
-        if count(task.train) == 0:
-            raise EdgeftError(f"{task.path}: no token in it carries loss.")

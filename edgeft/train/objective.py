@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import nn
@@ -11,7 +12,11 @@ from torch import nn
 from edgeft.contract.data import Example
 from edgeft.contract.errors import EdgeftError
 
+from .classify import ClassObjective, measure_classes
 from .mixture import passes
+
+if TYPE_CHECKING:
+    from .base import Base
 
 
 class Objective:
@@ -19,13 +24,14 @@ class Objective:
 
     Prompts and padding carry no loss, so their logits are never computed: a hook hands only the hidden states
     that predict a completion token to the head. Rows are padded on the right, where a causal model cannot see
-    it, so no mask is needed and attention takes its fast path.
+    it, so no mask is needed and attention takes its fast path. With `task` the model is told each example's task,
+    and this one for an example of none.
     """
 
-    def __init__(self, model: nn.Module, head: nn.Module | None, pad: int = 0) -> None:
+    def __init__(self, model: nn.Module, head: nn.Module | None, pad: int = 0, task: int | None = None) -> None:
         if head is None:
             raise EdgeftError("The base has no output embeddings: it is not a causal language model.")
-        self.model, self.head, self.pad = model, head, pad
+        self.model, self.head, self.pad, self.task = model, head, pad, task
 
     @contextmanager
     def _only(self, keep: torch.Tensor) -> Iterator[None]:
@@ -38,6 +44,12 @@ class Objective:
             yield
         finally:
             handle.remove()
+
+    def _tasks(self, examples: Sequence[Example], device: torch.device) -> dict[str, torch.Tensor]:
+        if self.task is None:
+            return {}
+        tasks = [self.task if example.task is None else example.task for example in examples]
+        return {"task_ids": torch.tensor(tasks, device=device)}
 
     def __call__(self, examples: Sequence[Example]) -> torch.Tensor:
         """Summed negative log-likelihood in nats of one padded pass."""
@@ -52,7 +64,7 @@ class Objective:
         keep[:, :-1] = learn[:, 1:]
         targets = ids[:, 1:][keep[:, :-1]].to(device)
         with self._only(keep.to(device)):
-            logits = self.model(input_ids=ids.to(device), use_cache=False).logits
+            logits = self.model(input_ids=ids.to(device), use_cache=False, **self._tasks(examples, device)).logits
         return nn.functional.cross_entropy(logits[0].float(), targets, reduction="sum")
 
 
@@ -67,3 +79,21 @@ def mean_loss(objective: Objective, examples: Sequence[Example], tokens_per_pass
         tokens += sum(sum(example.mask) for example in part)
     objective.model.train(training)
     return total / max(tokens, 1), tokens
+
+
+AnyObjective: TypeAlias = Objective | ClassObjective
+
+
+def make_objective(base: Base, model: nn.Module, task: int | None = None) -> AnyObjective:
+    """What is minimised on this base: cross-entropy over labels for a classifier, over tokens otherwise."""
+    if base.labels:
+        return ClassObjective(model, pad=base.model.config.pad_token_id)
+    return Objective(model, base.model.get_output_embeddings(), pad=base.eos or 0, task=task)
+
+
+def measure(objective: AnyObjective, examples: Sequence[Example], tokens_per_pass: int) -> dict[str, Any]:
+    """Mean loss in nats with the number of tokens, or of examples and their accuracy for a classifier."""
+    if isinstance(objective, ClassObjective):
+        return measure_classes(objective, examples, tokens_per_pass)
+    loss, tokens = mean_loss(objective, examples, tokens_per_pass)
+    return {"loss": loss, "tokens": tokens}

@@ -22,9 +22,10 @@ from edgeft.contract.files import sync_folder, sync_tree, write_json
 from edgeft.contract.tensors import write_tensors
 
 from .base import Base
+from .classify import head_parameters
 
 if TYPE_CHECKING:
-    from .loop import Job
+    from .job import Job
 
 
 def write_run(job: Job, base: Base, model: nn.Module, record: dict[str, Any]) -> None:
@@ -60,7 +61,8 @@ def _write_weights(stage: Path, job: Job, base: Base, model: nn.Module) -> None:
         model.save_pretrained(str(stage), save_embedding_layers=False)  # "auto" asks the hub for the base's vocabulary
         (stage / "README.md").unlink(missing_ok=True)  # PEFT's is an empty model card
         return
-    learned = job.method.collect(model)
+    head = {name: value.detach().float().cpu().numpy() for name, value in head_parameters(base.model).items()}
+    learned = {**job.method.collect(model), **head}
     if not learned:
         raise EdgeftError(f"{job.method.name}: collect() returned nothing.")
     if {name for name, _ in base.model.named_parameters()} <= set(learned):

@@ -17,7 +17,11 @@ class TrainSettings:
 
     epochs: float = _option(1.0, "Passes over the data.")
     max_steps: int = _option(0, "Stop after this many steps; 0: as the epochs say.")
-    batch_size: int = _option(16, "Examples per step, over all processes.")
+    sampling: Literal["proportional", "equal", "temperature"] = _option(
+        "proportional", "How much of an epoch each task gets: by its size, all the same, or size^(1/T).")
+    sampling_temperature: float = _option(2.0, "T of --sampling temperature; 1 is proportional, large is equal.")
+    sampling_limit: int = _option(0, "A task counts as at most this many examples when shares are made; 0: as it is.")
+    batch_size: int = _option(16, "Examples per step.")
     learning_rate: float = _option(0.0, "Peak learning rate; 0: the method's own, scaled by 2048 / hidden size.",
                                    "--lr")
     schedule: Literal["cosine", "linear", "constant"] = _option("cosine", "Learning rate after the warm-up.")
@@ -46,12 +50,15 @@ class TrainSettings:
             raise ValueError(f"--seed must be below 2^63, found {self.seed}")
         if self.max_length == 1:
             raise ValueError("--max-length must be at least 2: nothing predicts a first token")
+        if self.sampling_temperature < 1:
+            raise ValueError(f"--sampling-temperature must be at least 1, found {self.sampling_temperature}")
         for name in ("batch_size", "save_every", "tokens_per_pass", "keep"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name.replace('_', '-')} must be at least 1, found {getattr(self, name)}")
         if self.epochs <= 0 and self.max_steps <= 0:
             raise ValueError(f"--epochs must be above 0, found {self.epochs}")
-        for name in ("learning_rate", "warmup", "weight_decay", "max_length", "eval_every", "max_steps", "seed"):
+        for name in ("learning_rate", "warmup", "weight_decay", "max_length", "eval_every", "max_steps", "seed",
+                     "sampling_limit"):
             if getattr(self, name) < 0:
                 raise ValueError(f"--{name.replace('_', '-')} must not be negative, found {getattr(self, name)}")
         if not 0 <= self.holdout < 0.9:

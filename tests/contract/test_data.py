@@ -7,7 +7,6 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 from edgeft.contract.data import (
     Example,
-    PromptFormat,
     encode,
     kind_of,
     read_records,
@@ -212,18 +211,11 @@ def test_chat_without_a_template_and_with_one_that_rewrites():
         segments(TALK, "", lambda messages, add: f"{len(messages)} {render(messages, add)}")
 
 
-def test_prompt_format():
-    assert PromptFormat("raw").apply("p", None) == "p"
-    assert PromptFormat("pair", "\n").apply("p", None) == "p\n"
-    assert PromptFormat("chat").apply("p", render) == "u:p.a:"
-    with pytest.raises(EdgeftError, match="no chat template"):
-        PromptFormat("chat").apply("p", None)
-    for kept in (PromptFormat("pair", " -> "), PromptFormat("chat"), PromptFormat()):
-        assert PromptFormat.from_json(json.loads(json.dumps(kept.to_json()))) == kept
-    assert PromptFormat.from_json(None) == PromptFormat("raw", "")
-    for wrong in ({"kind": "other"}, {"kind": "pair", "separator": 3}):
-        with pytest.raises(EdgeftError, match="prompt format"):
-            PromptFormat.from_json(wrong)
+def test_a_template_phrases_the_prompt_of_a_pair_alone():
+    record = {"prompt": "a {prompt} b", "completion": "{prompt}"}
+    assert segments(record, " ", None, "say: {prompt}!") == [("say: a {prompt} b! ", False), ("{prompt}", True)]
+    assert segments(record, " ", None) == [("a {prompt} b ", False), ("{prompt}", True)]
+    assert segments(TEXT, " ", None, "say: {prompt}!") == segments(TEXT, " ", None)
 
 
 # --- windows

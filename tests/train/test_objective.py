@@ -1,8 +1,7 @@
-"""The loss equals transformers' own on the same tokens, and the batches hold every line."""
+"""The loss equals transformers' own on the same tokens."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import pytest
 import torch
 
 from edgeft.contract.data import Example
-from edgeft.train.mixture import Task, passes, plan_batches
+from edgeft.train.mixture import passes
 from edgeft.train.objective import Objective
 
 
@@ -39,30 +38,8 @@ def test_the_gradient_reaches_the_head_and_the_embedding(base: Path) -> None:
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 
-def task(size: int, weight: float = 1.0) -> Task:
-    return Task("t", Path("t"), weight, "pair",
-                [Example(list(range(3 + index % 7)), [False] + [True] * (2 + index % 7)) for index in range(size)])
-
-
-def test_an_epoch_sees_every_line_once() -> None:
-    batches = plan_batches([task(103)], batch_size=8, epochs=1, max_steps=0, seed=3)
-    assert Counter(ref for batch in batches for ref in batch) == Counter((0, line) for line in range(103))
-
-
-def test_weights_say_how_often_a_line_is_seen() -> None:
-    batches = plan_batches([task(40, 2.0), task(40, 0.5)], batch_size=8, epochs=1, max_steps=0, seed=3)
-    seen = Counter(ref for batch in batches for ref in batch)
-    assert all(seen[0, line] == 2 for line in range(40))
-    assert sum(seen[1, line] for line in range(40)) == 20
-
-
-def test_the_plan_depends_on_the_seed_alone() -> None:
-    plans = [plan_batches([task(50)], batch_size=4, epochs=2, max_steps=0, seed=seed) for seed in (1, 1, 2)]
-    assert plans[0] == plans[1] != plans[2]
-
-
 def test_passes_keep_every_example_within_the_limit() -> None:
-    examples = task(20).train
+    examples = [Example(list(range(3 + index % 7)), [False] + [True] * (2 + index % 7)) for index in range(20)]
     parts = passes(examples, 24)
     assert sorted(id(item) for part in parts for item in part) == sorted(map(id, examples))
     assert all(len(part) * max(len(item.ids) for item in part) <= 24 for part in parts)

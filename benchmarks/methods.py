@@ -1,0 +1,220 @@
+"""Every first-party method on one base and one task, in one table: what it trains, costs, learns, forgets, and whether
+its bundle answers as torch does.
+
+    python benchmarks/methods.py                          all methods, one epoch of e2e on stories3m
+    python benchmarks/methods.py --method lora --method full
+
+For each method: `edgeft train` for --epochs with its own defaults, `edgeft export` to float32 (beside the base where
+the method can, merged otherwise), and then, from the bundle by the runner:
+
+  trained        parameters that learn, and their share of the base's
+  size           the adapter's file in the bundle (the whole weights for a merged method)
+  tokens/s, MiB  of training: medians of --repeats short runs of --speed-steps, the methods in turn; peak of the process
+  loss, BLEU     on e2e/test: nats per completion token, and sacrebleu's corpus BLEU of greedy answers
+  forgotten      nats per token on tinystories/probe, tuned minus base
+  diff, equal    largest logit difference from torch (PEFT as published), and greedy answers equal to the last token, on
+                 --prompts prompts of e2e/test with --new tokens each
+
+Ends with exit code 1 when a bundle does not answer as torch does.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from common import (
+    E2E,
+    EDGEFT,
+    SHARED,
+    STORIES,
+    arguments,
+    child,
+    fail,
+    machine,
+    medians,
+    need,
+    read_lines,
+    run,
+    say,
+    table,
+    verdict,
+)
+
+LOGITS = 1e-3
+BATCH = 16
+
+
+@dataclass(frozen=True)
+class Way:
+    """One row: a method, options beside its defaults, and how it is exported."""
+
+    method: str
+    train: tuple[str, ...] = ()
+    export: tuple[str, ...] = ()
+
+
+WAYS = {
+    "full": Way("full"),
+    "lora": Way("lora"),
+    "lora, DoRA": Way("lora", ("--use-dora",)),
+    "lora, rsLoRA r32": Way("lora", ("--use-rslora", "--r", "32")),
+    "ia3": Way("ia3"),
+    "prefix_tuning": Way("prefix_tuning"),
+    "prompt_tuning": Way("prompt_tuning"),
+    "p_tuning": Way("p_tuning"),
+    "multitask_prompt": Way("multitask_prompt"),
+}
+
+
+def main() -> None:
+    parser = arguments(__doc__)
+    parser.add_argument("--method", action="append", choices=WAYS, help="repeat for more (default: all)")
+    parser.add_argument("--base", type=Path, default=STORIES)
+    parser.add_argument("--data", type=Path, default=E2E / "train.jsonl")
+    parser.add_argument("--valid", type=Path, default=E2E / "valid.jsonl")
+    parser.add_argument("--test", type=Path, default=E2E / "test.jsonl")
+    parser.add_argument("--probe", type=Path, default=SHARED / "data" / "tinystories" / "probe.jsonl")
+    parser.add_argument("--epochs", type=float, default=1.0)
+    parser.add_argument("--speed-steps", type=int, default=20)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--prompts", type=int, default=20)
+    parser.add_argument("--new", type=int, default=64)
+    args = parser.parse_args()
+    if args.child:
+        verb, *rest = args.child
+        print(json.dumps(CHILDREN[verb](*rest)))
+        return
+    need(args.base, args.data, args.valid, args.test, args.probe)
+    names = list(dict.fromkeys(args.method or WAYS))
+    with tempfile.TemporaryDirectory() as temporary:
+        work = args.work or Path(temporary)
+        work.mkdir(parents=True, exist_ok=True)
+        rows = {name: whole(name, args, work) for name in names}
+        for name, found in speeds(names, args, work).items():
+            rows[name] |= found
+    equal = all(row["largest"] <= LOGITS and row["equal"] == row["prompts"] for row in rows.values())
+    report = {"benchmark": "methods", "machine": machine(), "epochs": args.epochs, "equal": equal, "methods": rows}
+    print(json.dumps(report, indent=2) if args.json else describe(report))
+    sys.exit(0 if equal else 1)
+
+
+def whole(name: str, args: Any, work: Path) -> dict[str, Any]:
+    """Train, export and ask one method; everything but its speed."""
+    way, place = WAYS[name], name.replace(", ", "-").replace(" ", "-")
+    folder, bundle = work / f"run-{place}", work / f"bundle-{place}"
+    say(f"{name}: training")
+    record = json.loads(run([*EDGEFT, "train", way.method, "--base", args.base, "--data", args.data, "--eval-data",
+                             args.valid, "--probe", args.probe, "--epochs", args.epochs, "--out", folder, "--json",
+                             *way.train]))
+    say(f"{name}: exporting")
+    manifest = json.loads(run([*EDGEFT, "export", folder, "--device", "cpu-x86_64", "--quant", "fp32", "--out", bundle,
+                               "--json", *([] if way.method == "full" else ["--name", "tuned"]), *way.export]))
+    say(f"{name}: asking torch and the bundle")
+    asked = child(__file__, "parity", args.base, folder, bundle, args.test, args.prompts, args.new)
+    loss = json.loads(run([*EDGEFT, "eval", bundle, "--data", args.test, "--json"]))["loss"]
+    bleu = child(__file__, "bleu", bundle, args.test, args.new)["bleu"]
+    file = "adapters/tuned.safetensors" if manifest["adapters"] else "model.onnx.data"
+    return {"trained": record["metrics"]["trained_parameters"], "of": record["metrics"]["parameters"],
+            "size_mib": manifest["files"][file]["size"] / 2**20,
+            "valid_loss": record["metrics"]["eval"]["valid"]["loss"],
+            "test_loss": loss, "bleu": bleu, "forgotten": record["forgetting"]["forgetting"], **asked}
+
+
+def speeds(names: list[str], args: Any, work: Path) -> dict[str, dict[str, Any]]:
+    """Training speed and peak memory: short runs, all methods in turn, so that a slow minute hits all alike."""
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    for turn in range(args.repeats):
+        for name in names:
+            say(f"{name}: speed {turn + 1} of {args.repeats}")
+            out = work / f"speed-{turn}-{names.index(name)}"
+            metrics = json.loads(run([*EDGEFT, "train", WAYS[name].method, "--base", args.base, "--data", args.data,
+                                      "--max-steps", args.speed_steps, "--holdout", 0, "--out", out, "--json",
+                                      *WAYS[name].train]))["metrics"]
+            found[name].append({"tokens_per_s": metrics["tokens_per_s"], "train_peak_mib": metrics["peak_mib"]})
+    return {name: medians(runs) for name, runs in found.items()}
+
+
+def describe(report: dict[str, Any]) -> str:
+    """The table, and what LoRA saves against full tuning."""
+    rows = [(name, f"{row['trained']:,}", f"{row['trained'] / row['of']:.2%}", f"{row['size_mib']:.3f}",
+             f"{row['tokens_per_s']:,.0f}", f"{row['train_peak_mib']:,.0f}", f"{row['valid_loss']:.3f}",
+             f"{row['test_loss']:.3f}", f"{row['bleu']:.1f}", f"{row['forgotten']:+.3f}", f"{row['largest']:.1e}",
+             f"{row['equal']}/{row['prompts']}") for name, row in report["methods"].items()]
+    text = [table(["method", "trained", "share", "size MiB", "tokens/s", "peak MiB", "loss valid", "loss test", "BLEU",
+                   "forgotten", "largest diff", "equal"], rows), ""]
+    both = report["methods"]
+    if {"lora", "full"} <= both.keys():
+        lora, full = both["lora"], both["full"]
+        text.append(f"LoRA trains {lora['trained'] / full['trained']:.1%} of what full tuning does, at "
+                    f"{lora['tokens_per_s'] / full['tokens_per_s']:.2f} times its speed and "
+                    f"{lora['train_peak_mib'] / full['train_peak_mib']:.2f} of its peak memory.")
+    text.append(f"bundles answer as torch does (largest difference <= {LOGITS:g}, all greedy answers equal): "
+                f"{verdict(report['equal'])}")
+    return "\n".join(text)
+
+
+def parity(base: str, folder: str, bundle: str, test: str, count: str, new: str) -> dict[str, Any]:
+    """The bundle against torch on prompts of the test data: logits on torch's answers, and greedy answers."""
+    import numpy as np
+
+    from edgeft.contract.artifact import read_artifact
+    from edgeft.export.base import open_base
+    from edgeft.export.oracle import Oracle
+    from edgeft.export.verify import ask_bundle, ask_torch, compare
+    from edgeft.plugins import host
+
+    artifact = read_artifact(Path(folder))
+    opened = open_base(folder if artifact.kind == "model" else base)
+    oracle = Oracle(opened.load(), opened.eos)
+    if artifact.kind != "model":
+        method = host().method(artifact.method)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            oracle.attach(artifact, method, None)
+    prompts = list(dict.fromkeys(line["prompt"] for line in read_lines(Path(test))))
+    chosen = prompts[:: max(1, len(prompts) // int(count))][: int(count)]
+    tokenizer = opened.tokenizer()
+    ids = [tokenizer(prompt + "\n").input_ids for prompt in chosen]
+    cases = ask_torch(oracle, ids, int(new))
+    used = {} if artifact.kind == "model" else {"tuned": 1.0}
+    report = compare(cases, ask_bundle(Path(bundle), {"tuned": (cases, used)}, int(new))[0]["tuned"])
+    with oracle.only_base():
+        changed = sum(not np.array_equal(oracle.greedy(case.ids, 8), case.tokens[:8]) for case in cases)
+    return {"prompts": len(ids), "largest": report["largest_logit_difference"], "equal": report["greedy_equal"],
+            "changed": changed}
+
+
+def bleu(bundle: str, test: str, new: str) -> dict[str, Any]:
+    """Corpus BLEU of the bundle's greedy answers, one per different prompt, against all its references."""
+    import sacrebleu
+
+    from edgeft.run import load
+
+    lines = list({line["prompt"]: line for line in read_lines(Path(test))}.values())
+    lines.sort(key=lambda line: len(line["prompt"]))  # rows of like length share a batch
+    model, answers = load(bundle), []
+    for start in range(0, len(lines), BATCH):
+        part = [line["prompt"] for line in lines[start : start + BATCH]]
+        answers += [answer.strip() for answer in model.batch(part, max_tokens=int(new), temperature=0)]
+    most = max(len(line["references"]) for line in lines)
+    references = [[line["references"][index] if index < len(line["references"]) else None for line in lines]
+                  for index in range(most)]
+    return {"bleu": sacrebleu.corpus_bleu(answers, references).score, "answers": len(answers)}
+
+
+CHILDREN = {"parity": parity, "bleu": bleu}
+
+if __name__ == "__main__":
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    try:
+        main()
+    except KeyboardInterrupt:
+        fail("stopped")

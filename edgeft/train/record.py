@@ -1,0 +1,109 @@
+"""A run's own account of itself: what is said when it starts, and what edgeft.json holds at the end."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from edgeft.contract.memory import peak_mib
+
+from .base import Base
+from .checkpoint import trainable
+from .held_out import Evaluation
+from .job import Job
+from .mixture import Task, count, prompt_format
+from .plan import Plan, shares
+
+SAMPLES = 8  # prompts kept in edgeft.json
+
+
+@dataclass
+class Run:
+    """A training with its inputs read: all that does not change while it learns."""
+
+    job: Job
+    base: Base
+    tasks: list[Task]
+    evaluation: Evaluation
+    plan: Plan
+    rate: float  # peak learning rate
+    grid: dict[str, Any] | None = None
+
+
+def announce(run: Run, model: nn.Module) -> None:
+    """Say what learns, and what each task holds and gives."""
+    job, base = run.job, run.base
+    learns, total = sizes(model)
+    say(f"{job.method.name} on {base.id}{'' if base.fingerprint else ' (new, random weights)'}: "
+        f"{learns:,} of {total:,} parameters learn ({100 * learns / total:.2f} %)")
+    for task, drawn in zip(run.tasks, shares(run.tasks, run.plan), strict=True):
+        held = f", {len(task.held_out)} held out" if task.held_out else ""
+        learn = f"{len(base.labels)} labels" if base.labels else f"{count(task.train):,} tokens with loss"
+        tokens = "" if base.labels else f", {drawn['completion_tokens']:,} tokens ({drawn['share_of_tokens']:.1%})"
+        say(f"  {task.name}: {len(task.train):,} examples{held}, {learn}, weight {task.spec.weight:g}; "
+            f"drawn {drawn['examples']:,} examples ({drawn['share_of_examples']:.1%}){tokens}")
+    for name, examples in run.evaluation.held_out.items():
+        say(f"  {name}: held out, {len(examples):,} examples, never trained on")
+    say(f"  {len(run.plan):,} steps of {job.settings.batch_size}, peak learning rate {run.rate:.2e}")
+
+
+def sizes(model: nn.Module) -> tuple[int, int]:
+    """(parameters that learn, all parameters)."""
+    return (sum(parameter.numel() for parameter in trainable(model).values()),
+            sum(parameter.numel() for parameter in model.parameters()))
+
+
+def say(text: str) -> None:
+    """Progress goes to stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def record(run: Run, model: nn.Module, state: dict[str, Any], measured: dict[str, Any]) -> dict[str, Any]:
+    """What edgeft.json holds; `state` is the loop's, with what was measured before the first step as `base`."""
+    learns, total = sizes(model)
+    before = state.get("base") or {"sets": {}, "held_out": {}, "probe": None}
+    return {
+        **run.job.to_json(),
+        "base": {"id": run.base.id, "fingerprint": run.base.fingerprint or None},
+        **({"labels": list(run.base.labels)} if run.base.labels else {}),
+        "prompt": prompt_format(run.tasks, run.job.settings.separator).to_json(),
+        "data": [{**task.describe(), "drawn": drawn}
+                 for task, drawn in zip(run.tasks, shares(run.tasks, run.plan), strict=True)],
+        "metrics": {
+            "trained_parameters": learns, "parameters": total,
+            "steps": len(run.plan), "learning_rate": run.rate, "train_loss": state.get("loss"),
+            "tokens": state["tokens"], "seconds": round(state["seconds"], 3),
+            "tokens_per_s": round(state["tokens"] / max(state["seconds"], 1e-9), 1),
+            "peak_mib": round(peak_mib(), 1), "eval": measured["sets"], "eval_base": before["sets"],
+            "held_out": _held_out(before["held_out"], measured["held_out"])},
+        "forgetting": _forgetting(run.job, before["probe"], measured["probe"]),
+        "grid": run.grid,
+        "samples": _samples(run),
+    }
+
+
+def _held_out(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
+    return {name: {**tuned, "base_loss": before[name]["loss"], "change": tuned["loss"] - before[name]["loss"]}
+            for name, tuned in after.items()}
+
+
+def _forgetting(job: Job, before: dict[str, Any] | None, after: dict[str, Any] | None) -> dict[str, Any] | None:
+    if not before or not after:
+        return None
+    return {"probe": str(Path(job.probe).resolve()), "tokens": after["tokens"], "base_loss": before["loss"],
+            "tuned_loss": after["loss"], "forgetting": after["loss"] - before["loss"]}
+
+
+def _samples(run: Run) -> list[str]:
+    """A few prompts of the data, held-out ones first: export verifies the bundle on them."""
+    groups: Sequence[Any] = [*run.evaluation.sets.values(), *(task.train for task in run.tasks)]
+    examples = [example for group in groups for example in group]
+    step = max(1, len(examples) // SAMPLES)
+    prompts = [example.prompt if len(example.prompt) > 1 else example.ids[: len(example.ids) // 2]
+               for example in examples[::step][:SAMPLES]]
+    return [run.base.tokenizer.decode(ids, skip_special_tokens=True) for ids in prompts]
