@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import onnx_ir as ir
@@ -20,7 +20,6 @@ import onnx_ir as ir
 from edgeft.contract.errors import EdgeftError
 from edgeft.contract.slots import Array
 
-from .base import untie
 from .weights import Source
 
 if TYPE_CHECKING:
@@ -149,6 +148,15 @@ def _from_trace(model: transformers.PreTrainedModel, source: Source) -> BaseGrap
             origins[name] = Origin(name, shape, strides, 0)
             value.const_value = None
     return BaseGraph(traced, origins, "transformers", "growing", traced.metadata_props.get(PADDING, "nowhere"))
+
+
+def untie(model: transformers.PreTrainedModel) -> None:
+    """Give a tied head weights of its own, for a change of one of the two alone."""
+    import torch
+
+    head, embedding = cast(Any, model.get_output_embeddings()), cast(Any, model.get_input_embeddings())
+    if head is not None and head.weight is embedding.weight:
+        head.weight = torch.nn.Parameter(head.weight.detach().clone(), requires_grad=False)
 
 
 def _share(graph: BaseGraph) -> None:
