@@ -74,6 +74,9 @@ class Lora(Method[LoraOptions]):
         except ValueError as error:
             raise CannotLower(f"lora: {str(error).splitlines()[0]}", _linears(model)) from None
         if init in _TAKES_FROM_BASE:
+            if init == "olora" and any(layer.fan_in_fan_out for _, layer, _, _ in _pairs(tuned)):
+                raise CannotLower("lora: olora takes weights stored as [in, out] (gpt2) for [out, in] in PEFT",
+                                  "Use --init pissa.")
             tuned.edgeft_initial = {name: (a.clone(), b.clone()) for name, _, a, b in _pairs(tuned)}
         return tuned
 

@@ -160,10 +160,3 @@ def _model_class(name: str, config: Any) -> type[PreTrainedModel]:
         raise UsageError(f"base {name!r}: {named} ({config.model_type}) is for {kind}; exported are decoders that "
                          f"generate text, the encoders {', '.join(ENCODERS)}, and classifiers of both.")
     return model_class
-
-
-def untie(model: PreTrainedModel) -> None:
-    """Give a tied head weights of its own, for a change of one of the two alone."""
-    head, embedding = cast(Any, model.get_output_embeddings()), cast(Any, model.get_input_embeddings())
-    if head is not None and head.weight is embedding.weight:
-        head.weight = torch.nn.Parameter(head.weight.detach().clone(), requires_grad=False)

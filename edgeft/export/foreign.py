@@ -29,7 +29,8 @@ from edgeft.contract.peft_types import PEFT_TYPES, REFUSED_FIELDS, REFUSED_INITS
 from edgeft.contract.slots import Array, Tensors
 
 from .adapters import Learned, finite_tensors
-from .base import Base, untie
+from .base import Base
+from .graph import untie
 from .svd import factorize, rounding_noise
 
 SMALL = 0.5  # an adapter may take this share of its layers' own weights; above it, merging is the better way

@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import onnx_ir as ir
@@ -20,7 +20,6 @@ import onnx_ir as ir
 from edgeft.contract.errors import EdgeftError
 from edgeft.contract.slots import Array
 
-from .base import untie
 from .weights import Source
 
 if TYPE_CHECKING:
@@ -67,11 +66,25 @@ def build_graph(config: transformers.PretrainedConfig, load: Callable[[], transf
     """The base graph of a config; the torch model is loaded and traced only where mobius cannot build it."""
     import mobius
 
-    graph = _from_mobius(config, source) if config.model_type in mobius.registry else None
+    known = config.model_type in mobius.registry and not misread(config, context)
+    graph = _from_mobius(config, source) if known else None
     graph = graph or _from_trace(load(), source)
     _share(graph)
     _cut_rotary_tables(graph.model, context)
     return graph
+
+
+def misread(config: transformers.PretrainedConfig, context: int) -> str:
+    """Why mobius 0.1 would build another model than this config's; empty where no reason is known."""
+    if config.model_type == "gemma3_text":
+        return "it takes one rope for both kinds of layers, no window, and the attention's factor from head_dim"
+    if config.model_type == "gemma2":
+        scale = config.hidden_size**0.5
+        if round(scale, 2) != scale:
+            return "it rounds the embedding's factor to two decimals"
+        if config.sliding_window < context:
+            return "it takes the odd layers for the sliding ones"
+    return ""
 
 
 def _from_mobius(config: transformers.PretrainedConfig, source: Source) -> BaseGraph | None:
@@ -135,6 +148,15 @@ def _from_trace(model: transformers.PreTrainedModel, source: Source) -> BaseGrap
             origins[name] = Origin(name, shape, strides, 0)
             value.const_value = None
     return BaseGraph(traced, origins, "transformers", "growing", traced.metadata_props.get(PADDING, "nowhere"))
+
+
+def untie(model: transformers.PreTrainedModel) -> None:
+    """Give a tied head weights of its own, for a change of one of the two alone."""
+    import torch
+
+    head, embedding = cast(Any, model.get_output_embeddings()), cast(Any, model.get_input_embeddings())
+    if head is not None and head.weight is embedding.weight:
+        head.weight = torch.nn.Parameter(head.weight.detach().clone(), requires_grad=False)
 
 
 def _share(graph: BaseGraph) -> None:

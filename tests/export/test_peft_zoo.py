@@ -150,15 +150,17 @@ def torch_answers(base: Path, folder: Path | None, prompts: Sequence[list[int]])
         if folder is not None:
             model = PeftModel.from_pretrained(model, folder).eval()
     answers = []
+    kind = getattr(getattr(model, "active_peft_config", None), "peft_type", "")
+    task = {"task_ids": torch.tensor([0])} if kind == "MULTITASK_PROMPT_TUNING" else {}
     with torch.no_grad():
         for ids in prompts:
-            logits = first = model(input_ids=torch.tensor([ids])).logits[0, -1]
+            logits = first = model(input_ids=torch.tensor([ids]), **task).logits[0, -1]
             tokens: list[int] = []
             while len(tokens) < 6:
                 tokens.append(int(logits.argmax()))
                 if tokens[-1] == 2:
                     break
-                logits = model(input_ids=torch.tensor([ids + tokens])).logits[0, -1]
+                logits = model(input_ids=torch.tensor([ids + tokens]), **task).logits[0, -1]
             answers.append((first.numpy(), tokens))
     return answers
 
