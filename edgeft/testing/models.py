@@ -25,8 +25,9 @@ UNTIED = ("llama",)  # the others tie their head to the embedding
 def tiny_base(model_type: str, seed: int = 0, tied: bool | None = None) -> PreTrainedModel:
     """A random decoder of an architecture, the same one for the same seed; no bias is 0 and no norm is 1."""
     known = AutoConfig.for_model(model_type)  # PEFT believes a size that the architecture itself does not read
-    config = AutoConfig.for_model(
-        model_type, **{name: size for name, size in SIZES.items() if hasattr(known, name)}, tie_word_embeddings=model_type not in UNTIED if tied is None else tied)
+    sizes = {name: size for name, size in SIZES.items() if hasattr(known, name)}
+    config = AutoConfig.for_model(model_type, **sizes,
+                                  tie_word_embeddings=model_type not in UNTIED if tied is None else tied)
     for name in [name for name in vars(config) if name.endswith("pdrop")]:  # gpt2's: five steps must outdo no noise
         setattr(config, name, 0.0)
     with torch.random.fork_rng(devices=[]):
