@@ -276,7 +276,7 @@ def test_the_command_line_prints_labels_and_embeddings(bert_bundle: Path, tmp_pa
     assert "--temperature" in run("the cat", "--temperature", 1, code=2)
     call("run", bert_bundle, "--prompt", "the green cat " * 40)
     assert "the rest was cut off" in capsys.readouterr().err
-    for command, *more in (["bench"], ["eval", "--data", lines(tmp_path / "t.jsonl", [{"text": "one two"}])]):
+    for command, *more in (["bench"], ["chat"], ["eval", "--data", lines(tmp_path / "t.jsonl", [{"text": "one two"}])]):
         call(command, bert_bundle, *more, code=2)
         assert "generates no text" in capsys.readouterr().err
 
