@@ -77,6 +77,13 @@ def head_of(model: Model, adapters: Mapping[str, float]) -> Head | None:
     return None
 
 
+def _heads(model: Model, adapters: Rows) -> list[Head | None]:
+    """The head of each text; each is read and checked once."""
+    known = {frozenset(used): used for used in adapters}
+    heads = {names: head_of(model, used) for names, used in known.items()}
+    return [heads[frozenset(used)] for used in adapters]
+
+
 def task_of(model: Model, adapters: Mapping[str, float]) -> str:
     """What a request with these adapters is: text-classification, text-generation or feature-extraction."""
     if HIDDEN in _outputs(model) and head_of(model, adapters):
@@ -101,7 +108,7 @@ def answer(model: Model, texts: Sequence[str], adapters: Rows) -> list[Answer]:
     encoded = [encode_limited(model.tokenizer, text, model.context) for text in texts]
     if any(not ids for ids, _ in encoded):
         raise UsageError("A text is empty: there is nothing to classify.")
-    heads = [head_of(model, used) for used in adapters]
+    heads = _heads(model, adapters)
     start = time.perf_counter()
     answers: dict[int, Answer] = {}
     rows = [ids for ids, _ in encoded]
@@ -119,8 +126,8 @@ def answer(model: Model, texts: Sequence[str], adapters: Rows) -> list[Answer]:
 
 def classify(model: Model, texts: Sequence[str], adapters: Rows) -> list[list[tuple[str, float]]]:
     """(label, score) of each text, likeliest first; the scores of a text add up to 1."""
-    for used in adapters:
-        if head_of(model, used) is None:
+    for used, head in zip(adapters, _heads(model, adapters), strict=True):
+        if head is None:
             raise UsageError(f"{model.bundle.folder}: has no classification head"
                              + (f", and adapter {' + '.join(used)} brings none." if used else "; name an adapter."))
     answers = answer(model, texts, adapters)
