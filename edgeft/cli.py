@@ -183,9 +183,8 @@ def _print_run(out: Path, record: dict[str, Any], as_json: bool) -> None:
 def _loss(result: dict[str, Any], was: str = "") -> str:
     """A loss for a person: per completion token, or of a classifier."""
     if "accuracy" in result:
-        cut = f"; {result['truncated']} texts were cut to the context" if result.get("truncated") else ""
         return (f"accuracy {result['accuracy']:.1%} of {result['examples']:,} examples, loss {result['loss']:.3f} nats "
-                f"per example{was}{cut}")
+                f"per example{was}")
     return f"loss {result['loss']:.4f} nats per completion token{was}, {result['tokens']:,} tokens"
 
 

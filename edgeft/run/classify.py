@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -161,9 +162,13 @@ def evaluate(model: Model, data: Path, used: Mapping[str, float]) -> dict[str, A
     faults.raise_if_any(f"The head knows {len(head.labels)} labels.")
     answers = answer(model, [record["text"] for record in records], [used] * len(records))
     scores = [dict(item.scores)[record["label"]] for item, record in zip(answers, records, strict=True)]
+    cut = sum(bool(item.note) for item in answers)
+    if cut:
+        print(f"note: {data}: {cut} of {len(records)} texts are longer than {model.context} tokens and were cut there",
+              file=sys.stderr)
     right = [item.scores[0][0] == record["label"] for item, record in zip(answers, records, strict=True)]
     return {"loss": float(-np.log(np.maximum(scores, 1e-38)).mean()), "accuracy": float(np.mean(right)),
-            "examples": len(records), "truncated": sum(bool(item.note) for item in answers), "adapters": dict(used)}
+            "examples": len(records), "truncated": cut, "adapters": dict(used)}
 
 
 def raw_outputs(model: Model, rows: Sequence[list[int]], adapters: Mapping[str, float]) -> np.ndarray[Any, Any]:
