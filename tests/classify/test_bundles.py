@@ -245,6 +245,31 @@ def test_embeddings_equal_torch_in_batches_and_alone(bert_bundle: Path, bert: Pa
     assert runner.embed(ASKED).dtype == np.float32
 
 
+@pytest.mark.parametrize("options", [["--quant", "fp32"], ["--quant", "fp32", "--merge"], ["--quant", "int8"]])
+def test_a_strangers_embedding_adapter_goes_straight_in(bert: Path, tmp_path: Path, options: list[str]) -> None:
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModel, AutoTokenizer
+
+    tokenizer, plain = AutoTokenizer.from_pretrained(bert), AutoModel.from_pretrained(bert, add_pooling_layer=False)
+    torch.manual_seed(1)
+    model = get_peft_model(plain, LoraConfig(task_type="FEATURE_EXTRACTION", r=4, target_modules=["query", "dense"]))
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_(std=0.1)
+    model.save_pretrained(tmp_path / "wild")
+    with torch.no_grad():
+        rows = [model.eval()(torch.tensor([tokenizer(text)["input_ids"]])).last_hidden_state[0].mean(0)
+                for text in ASKED]
+    wanted = np.stack([(row / row.norm()).numpy() for row in rows])
+    runner = load(export_bundle(tmp_path / "bundle", tmp_path / "wild", "--base", bert, *options))
+    assert runner.task() == "feature-extraction"
+    close = 0.05 if "int8" in options else 1e-5
+    assert np.abs(runner.embed(ASKED) - wanted).max() < close
+    if "--merge" not in options:
+        assert np.abs(runner.embed(ASKED, adapters={}) - wanted).max() > close
+
+
 def test_a_decoder_embeds_its_last_token(bundle: Path, base: Path) -> None:
     import torch
     from transformers import AutoModel, AutoTokenizer
@@ -276,7 +301,7 @@ def test_the_command_line_prints_labels_and_embeddings(bert_bundle: Path, tmp_pa
     assert "--temperature" in run("the cat", "--temperature", 1, code=2)
     call("run", bert_bundle, "--prompt", "the green cat " * 40)
     assert "the rest was cut off" in capsys.readouterr().err
-    for command, *more in (["bench"], ["eval", "--data", lines(tmp_path / "t.jsonl", [{"text": "one two"}])]):
+    for command, *more in (["bench"], ["chat"], ["eval", "--data", lines(tmp_path / "t.jsonl", [{"text": "one two"}])]):
         call(command, bert_bundle, *more, code=2)
         assert "generates no text" in capsys.readouterr().err
 
