@@ -157,13 +157,16 @@ def _put(model: nn.Module, base: Base, weights: Mapping[str, Array]) -> None:
 
 
 def _merge(artifact: Artifact, model: nn.Module) -> nn.Module:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
         try:
             tuned = PeftModel.from_pretrained(cast(Any, model), str(artifact.folder), local_files_only=True).eval()
             result: Any = set_peft_model_state_dict(tuned, load_peft_weights(str(artifact.folder), device="cpu"))
         except Exception as error:  # each of PEFT's types has errors of its own
             raise EdgeftError(f"{artifact.folder}: PEFT cannot load it on this base ({_short(error)})") from None
+        missing = next((str(item.message) for item in told if "missing adapter keys" in str(item.message)), "")
+        if missing:  # PEFT goes on with whatever a tensor is born with
+            raise EdgeftError(f"{artifact.folder}: cannot be used\n  {missing.splitlines()[0][:300]}\nSave it again.")
         lost = sorted(result.unexpected_keys)
         if lost:
             raise EdgeftError(f"{artifact.folder}: does not belong to this base\n  {lost[0]} and {len(lost) - 1} more: "
