@@ -59,9 +59,20 @@ class Way:
     train: tuple[str, ...] = ()
     export: tuple[str, ...] = ()
 
+    @property
+    def place(self) -> str:
+        """A folder name; ways that train alike share a run."""
+        return "-".join([self.method, *(word.strip("-") for word in self.train)])
+
+    @property
+    def compressed(self) -> bool:
+        """Whether the bundle holds less than what was trained, so that it is its own adapter's equal alone."""
+        return "--as-adapter" in self.export
+
 
 WAYS = {
     "full": Way("full"),
+    "full, as adapter r32": Way("full", export=("--as-adapter", "--rank", "32", "--name", "tuned")),
     "lora": Way("lora"),
     "lora, DoRA": Way("lora", ("--use-dora",)),
     "lora, rsLoRA r32": Way("lora", ("--use-rslora", "--r", "32")),
@@ -107,31 +118,39 @@ def main() -> None:
 
 def whole(name: str, args: Any, work: Path) -> dict[str, Any]:
     """Train, export and ask one method; everything but its speed."""
-    way, place = WAYS[name], name.replace(", ", "-").replace(" ", "-")
-    folder, bundle = work / f"run-{place}", work / f"bundle-{place}"
-    say(f"{name}: training")
-    record = json.loads(run([*EDGEFT, "train", way.method, "--base", args.base, "--data", args.data, "--eval-data",
-                             args.valid, "--probe", args.probe, "--epochs", args.epochs, "--out", folder, "--json",
-                             *way.train]))
+    way = WAYS[name]
+    folder, bundle = work / f"run-{way.place}", work / f"bundle-{way.place}{'-small' if way.compressed else ''}"
+    if not folder.exists():
+        say(f"{name}: training")
+        run([*EDGEFT, "train", way.method, "--base", args.base, "--data", args.data, "--eval-data", args.valid,
+             "--probe", args.probe, "--epochs", args.epochs, "--out", folder, *way.train])
+    record = json.loads((folder / "edgeft.json").read_text())
     say(f"{name}: exporting")
     manifest = json.loads(run([*EDGEFT, "export", folder, "--device", "cpu-x86_64", "--quant", "fp32", "--out", bundle,
                                "--json", *([] if way.method == "full" else ["--name", "tuned"]), *way.export]))
     say(f"{name}: asking torch and the bundle")
-    asked = child(__file__, "parity", args.base, folder, bundle, args.test, args.prompts, args.new)
-    loss = json.loads(run([*EDGEFT, "eval", bundle, "--data", args.test, "--json"]))["loss"]
+    if way.compressed:
+        own = manifest["parity"]["adapters"]["tuned"]
+        asked = {"prompts": own["prompts"], "largest": own["largest_logit_difference"], "equal": own["greedy_equal"],
+                 "kept": own["fidelity"]["kept"]}
+    else:
+        asked = child(__file__, "parity", args.base, folder, bundle, args.test, args.prompts, args.new)
+    probe = ["--probe", args.probe] if way.compressed else []
+    found = json.loads(run([*EDGEFT, "eval", bundle, "--data", args.test, "--json", *probe]))
+    forgotten = found["forgetting"] if way.compressed else record["forgetting"]["forgetting"]
     bleu = child(__file__, "bleu", bundle, args.test, args.new)["bleu"]
     file = "adapters/tuned.safetensors" if manifest["adapters"] else "model.onnx.data"
     return {"trained": record["metrics"]["trained_parameters"], "of": record["metrics"]["parameters"],
             "size_mib": manifest["files"][file]["size"] / 2**20,
-            "valid_loss": record["metrics"]["eval"]["valid"]["loss"],
-            "test_loss": loss, "bleu": bleu, "forgotten": record["forgetting"]["forgetting"], **asked}
+            "valid_loss": None if way.compressed else record["metrics"]["eval"]["valid"]["loss"],
+            "test_loss": found["loss"], "bleu": bleu, "forgotten": forgotten, **asked}
 
 
 def speeds(names: list[str], args: Any, work: Path) -> dict[str, dict[str, Any]]:
     """Training speed and peak memory: short runs, all methods in turn, so that a slow minute hits all alike."""
-    found: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in names if not WAYS[name].compressed}
     for turn in range(args.repeats):
-        for name in names:
+        for name in found:
             say(f"{name}: speed {turn + 1} of {args.repeats}")
             out = work / f"speed-{turn}-{names.index(name)}"
             metrics = json.loads(run([*EDGEFT, "train", WAYS[name].method, "--base", args.base, "--data", args.data,
@@ -144,11 +163,14 @@ def speeds(names: list[str], args: Any, work: Path) -> dict[str, dict[str, Any]]
 def describe(report: dict[str, Any]) -> str:
     """The table, and what LoRA saves against full tuning."""
     rows = [(name, f"{row['trained']:,}", f"{row['trained'] / row['of']:.2%}", f"{row['size_mib']:.3f}",
-             f"{row['tokens_per_s']:,.0f}", f"{row['train_peak_mib']:,.0f}", f"{row['valid_loss']:.3f}",
-             f"{row['test_loss']:.3f}", f"{row['bleu']:.1f}", f"{row['forgotten']:+.3f}", f"{row['largest']:.1e}",
-             f"{row['equal']}/{row['prompts']}") for name, row in report["methods"].items()]
+             _known(row, "tokens_per_s", ",.0f"), _known(row, "train_peak_mib", ",.0f"),
+             _known(row, "valid_loss", ".3f"), f"{row['test_loss']:.3f}", f"{row['bleu']:.1f}",
+             f"{row['forgotten']:+.3f}", f"{row['largest']:.1e}", f"{row['equal']}/{row['prompts']}")
+            for name, row in report["methods"].items()]
     text = [table(["method", "trained", "share", "size MiB", "tokens/s", "peak MiB", "loss valid", "loss test", "BLEU",
                    "forgotten", "largest diff", "equal"], rows), ""]
+    text += [f"{name}: keeps {row['kept']:.1%} of the change (squared norm); what it equals is that adapter in torch"
+             for name, row in report["methods"].items() if "kept" in row]
     both = report["methods"]
     if {"lora", "full"} <= both.keys():
         lora, full = both["lora"], both["full"]
@@ -158,6 +180,11 @@ def describe(report: dict[str, Any]) -> str:
     text.append(f"bundles answer as torch does (largest difference <= {LOGITS:g}, all greedy answers equal): "
                 f"{verdict(report['equal'])}")
     return "\n".join(text)
+
+
+def _known(row: dict[str, Any], key: str, form: str) -> str:
+    """A number, or nothing where it was not measured."""
+    return format(row[key], form) if row.get(key) is not None else ""
 
 
 def parity(base: str, folder: str, bundle: str, test: str, count: str, new: str) -> dict[str, Any]:

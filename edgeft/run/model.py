@@ -197,9 +197,17 @@ class Model:
         """What a batch's adapters put into the graph; the session becomes the scaled one if they need it."""
         slots = self.shelf.bind(used)
         if slots.scaled and not self.session.scaled:  # from now on: it serves all that the other does
-            threads, self.session = self.session.threads, None  # type: ignore[assignment]  # its memory is free first
-            self.session = Session(self.bundle, threads, scaled=True)
+            self._reopen(scaled=True)
         return slots
+
+    def _reopen(self, *, scaled: bool) -> None:
+        """The other graph in place of this one, whose memory is free first; this one again if it cannot be opened."""
+        threads, self.session = self.session.threads, None  # type: ignore[assignment]
+        try:
+            self.session = Session(self.bundle, threads, scaled=scaled)
+        except EdgeftError:
+            self.session = Session(self.bundle, threads, scaled=not scaled)
+            raise
 
 
 def _sampler(options: dict[str, Any], seed: int | None) -> Sampler:
