@@ -40,7 +40,7 @@ class MultitaskPrompt(Method[MultitaskPromptOptions]):
     summary = "Multitask prompt tuning: one soft prompt for all tasks, times a small product for each."
     Options = MultitaskPromptOptions
     peft_type = "MULTITASK_PROMPT_TUNING"
-    learning_rate = 1e-3
+    learning_rate = 3e-3
     tolerances = {"fresh": (float("inf"), "a soft prompt is there from the start, and any start is seen")}
 
     def attach(self, model: nn.Module, options: MultitaskPromptOptions) -> nn.Module:

@@ -40,7 +40,7 @@ class PrefixTuning(Method[PrefixTuningOptions]):
     summary = "Prefix tuning: learned keys and values before the sequence in every layer."
     Options = PrefixTuningOptions
     peft_type = "PREFIX_TUNING"
-    learning_rate = 1e-3
+    learning_rate = 1e-2
     tolerances = {"fresh": (float("inf"), "a soft prompt is there from the start, and any start is seen")}
 
     def attach(self, model: nn.Module, options: PrefixTuningOptions) -> nn.Module:

@@ -40,7 +40,7 @@ class PromptTuning(Method[PromptTuningOptions]):
     summary = "Prompt tuning: a few learned embeddings before every input; a few kilobytes."
     Options = PromptTuningOptions
     peft_type = "PROMPT_TUNING"
-    learning_rate = 3e-3
+    learning_rate = 5e-3
     tolerances = {"fresh": (float("inf"), "a soft prompt is there from the start, and any start is seen")}
 
     def attach(self, model: nn.Module, options: PromptTuningOptions) -> nn.Module:

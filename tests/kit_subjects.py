@@ -1,12 +1,9 @@
-"""Methods for the kit to judge: right ones of each kind of slot, and ones with one deliberate fault each."""
+"""Methods for the kit to judge, of `scale` and `prefix` slots: right ones, and ones with one deliberate fault each."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
-
-import numpy as np
-from edgeft_plugins.lora import Lora, LoraOptions
 
 from edgeft.contract import CannotLower, Lowered, Method
 from edgeft.hookspecs import hookimpl
@@ -85,117 +82,6 @@ def breaks(rules: set[str]) -> Any:
     return note
 
 
-@breaks(LOWER)
-class LowerForgetsTheScaling(Lora):
-    def lower(self, learned: Any, options: Any, base: Any) -> Lowered:
-        return super().lower(learned, replace(options, lora_alpha=options.r), base)
-
-
-@breaks(LOWER)
-class LowerLosesALayer(Lora):
-    def lower(self, learned: Any, options: Any, base: Any) -> Lowered:
-        pairs = super().lower(learned, options, base).lowrank
-        return Lowered(lowrank={name: pair for name, pair in pairs.items() if name != max(pairs)})
-
-
-@breaks(LOWER)
-class LowerTurnsAAround(Lora):
-    def lower(self, learned: Any, options: Any, base: Any) -> Lowered:
-        pairs = super().lower(learned, options, base).lowrank
-        return Lowered(lowrank={name: (a.T, b) for name, (a, b) in pairs.items()})
-
-
-@breaks(LOWER)
-class LowerNamesNoLayer(Lora):
-    def lower(self, learned: Any, options: Any, base: Any) -> Lowered:
-        pairs = super().lower(learned, options, base).lowrank
-        return Lowered(lowrank={f"model.{name}": pair for name, pair in pairs.items()})
-
-
-@breaks(LOWER)
-class LowerReturnsNothing(Lora):
-    def lower(self, learned: Any, options: Any, base: Any) -> Lowered:
-        return Lowered()
-
-
-@breaks(LOWER)
-class LowerWritesIntoWhatItIsGiven(Lora):
-    def lower(self, learned: Any, options: Any, base: Any) -> Lowered:
-        for array in learned.values():
-            array *= 1
-        return super().lower(learned, options, base)
-
-
-@breaks(LOWER)
-class LowerShowsNoWayOut(Lora):
-    def lower(self, learned: Any, options: Any, base: Any) -> Lowered:
-        raise CannotLower("no")
-
-
-@breaks(MERGE)
-class MergeFoldsHalf(Lora):
-    def merge(self, name: str, weight: Any, learned: Any, options: Any) -> Any:
-        return (weight + super().merge(name, weight, learned, options)) / 2
-
-
-@breaks(MERGE)
-class MergeDoesNothing(Lora):
-    def merge(self, name: str, weight: Any, learned: Any, options: Any) -> Any:
-        return weight
-
-
-@breaks(MERGE)
-class MergeTurnsWeightsAround(Lora):
-    def merge(self, name: str, weight: Any, learned: Any, options: Any) -> Any:
-        return super().merge(name, weight, learned, options).T
-
-
-@breaks(MERGE)
-class MergeWritesIntoTheBase(Lora):
-    def merge(self, name: str, weight: Any, learned: Any, options: Any) -> Any:
-        weight *= 1
-        return super().merge(name, weight, learned, options)
-
-
-@breaks(SAVE)
-class CollectLosesATensor(Lora):
-    def collect(self, model: Any) -> dict[str, Any]:
-        found = super().collect(model)
-        return {name: array for name, array in found.items() if name != max(found)}
-
-
-@breaks(SAVE)
-class CollectRounds(Lora):
-    def collect(self, model: Any) -> dict[str, Any]:
-        return {name: array.astype(np.float16).astype(np.float32) for name, array in super().collect(model).items()}
-
-
-@breaks(SAVE)
-class CollectReturnsTorch(Lora):
-    def collect(self, model: Any) -> dict[str, Any]:
-        import torch
-
-        return {name: torch.tensor(array) for name, array in super().collect(model).items()}
-
-
-@breaks(FRESH)
-class AttachStartsAtRandom(Lora):
-    def attach(self, model: Any, options: Any) -> Any:
-        import torch
-
-        attached = super().attach(model, options)
-        for name, parameter in attached.named_parameters():
-            if "lora_B" in name:
-                parameter.data.copy_(torch.randn_like(parameter) * 0.1)
-        return attached
-
-
-@breaks(TRAINED)
-class AttachLeavesNothingToTrain(Lora):
-    def attach(self, model: Any, options: Any) -> Any:
-        return super().attach(model, options).requires_grad_(False)
-
-
 @breaks(TRAINED)
 class AttachIsNotInTheForwardPass(Gain):
     def attach(self, model: Any, options: Any) -> Any:
@@ -208,27 +94,9 @@ class AttachIsNotInTheForwardPass(Gain):
 
 
 @breaks(FROZEN)
-class AttachFreezesNothing(Lora):
-    def attach(self, model: Any, options: Any) -> Any:
-        return super().attach(model, options).requires_grad_(True)
-
-
-@breaks(FROZEN)
 class AttachFreezesNothingInPlainTorch(Gain):
     def attach(self, model: Any, options: Any) -> Any:
         return super().attach(model, options).requires_grad_(True)
-
-
-@breaks(UNLOADED)
-class AttachKeepsTheLastModel(Lora):
-    last: Any = None
-
-    def attach(self, model: Any, options: Any) -> Any:
-        attached = super().attach(model, options)
-        if self.last is not None:
-            attached.load_state_dict(self.last.state_dict())
-        self.last = attached
-        return attached
 
 
 @breaks(UNLOADED)
@@ -243,12 +111,6 @@ class TrainingWearsTheBaseOut(Gain):
 
         attached.model.norm.register_forward_pre_hook(wear)
         return attached
-
-
-@breaks(LOWER | MERGE)
-class ReadPeftForgetsTheScaling(Lora):
-    def read_peft(self, config: Any) -> LoraOptions:
-        return super().read_peft({**config, "lora_alpha": 1.0})
 
 
 @breaks(LOWER | MERGE)  # the default merge is made of lower
@@ -407,5 +269,5 @@ class RefusesEveryBase(Gain):
 @hookimpl
 def register_methods(register: Any) -> None:
     for kind in (*RIGHT, *WRONG):
-        if kind is not IsNotRegistered:
+        if kind.__module__ == __name__ and kind is not IsNotRegistered:
             register(kind())

@@ -20,6 +20,7 @@ from edgeft.testing.models import TorchBase, tiny_base, token_ids
 from edgeft.testing.reference import lowered_logits
 from tests import kit_subjects
 from tests.kit_subjects import RIGHT, WRONG, Gain, Prompt
+from tests.kit_wrong_loras import LowerForgetsTheScaling
 
 
 def case_of(kind: type[Method[Any]]) -> Case:
@@ -89,7 +90,8 @@ def test_what_a_method_cannot_do_is_skipped_with_its_reason() -> None:
 
 def test_a_plugin_that_imports_torch_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = Path(kit_subjects.__file__).read_text(encoding="utf-8")
-    (tmp_path / "heavy_plugin.py").write_text(source.replace("import numpy as np", "import numpy as np\nimport torch"))
+    heavy = source.replace("from typing import Any", "from typing import Any\nimport torch")
+    (tmp_path / "heavy_plugin.py").write_text(heavy)
     monkeypatch.syspath_prepend(tmp_path)
     import heavy_plugin  # type: ignore[import-not-found]
 
@@ -151,7 +153,8 @@ def test_a_prefix_of_real_tokens_is_the_longer_prompt(base: str) -> None:
 
 STRANGERS_TESTS = """
 from edgeft.testing import MethodKit
-from tests.kit_subjects import Gain, LowerForgetsTheScaling
+from tests.kit_subjects import Gain
+from tests.kit_wrong_loras import LowerForgetsTheScaling
 
 class TestRight(MethodKit):
     method = Gain()
@@ -172,7 +175,7 @@ def test_a_test_file_of_three_lines_per_method(tmp_path: Path) -> None:
     def found(outcome: str, kit: str) -> set[str]:
         return set(re.findall(rf"^{outcome} .*::{kit}::test_(\w+)", done.stdout, re.MULTILINE))
 
-    assert found("FAILED", "TestWrong") == WRONG[kit_subjects.LowerForgetsTheScaling], done.stdout
+    assert found("FAILED", "TestWrong") == WRONG[LowerForgetsTheScaling], done.stdout
     assert found("FAILED", "TestRight") == set()
     assert found("PASSED", "TestRight") == set(results(Gain)), done.stdout
     assert "lower() (lowrank) is not what was trained" in done.stdout

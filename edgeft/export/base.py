@@ -19,7 +19,7 @@ from edgeft.contract.errors import EdgeftError, UsageError
 from edgeft.contract.heads import ENCODERS, config_labels, layout, max_tokens
 from edgeft.contract.tensors import Weights
 
-from .encoder import EncoderWeights
+from .weights import EncoderWeights
 
 
 @dataclass
@@ -152,7 +152,8 @@ def _model_class(name: str, config: Any) -> type[PreTrainedModel]:
         task = TasksManager.infer_task_from_model(model_class)
     except (ValueError, KeyError) as error:
         raise UsageError(f"base {name!r}: no task is known for {named} ({str(error).splitlines()[0]})") from None
-    decodes = type(config) in transformers.AutoModelForCausalLM._model_mapping
+    decodes = type(config) in transformers.AutoModelForCausalLM._model_mapping \
+        and type(config) not in transformers.AutoModelForMaskedLM._model_mapping
     wanted = task == "text-generation" or (task == "text-classification" and decodes)
     if not wanted or config.is_encoder_decoder:
         kind = "encoder-decoder" if config.is_encoder_decoder else task

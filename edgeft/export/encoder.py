@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,8 +12,6 @@ import torch
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from edgeft.contract.errors import EdgeftError
-from edgeft.contract.slots import Array
-from edgeft.contract.tensors import Weights
 
 from .graph import BaseGraph, Origin
 from .linears import find_groups
@@ -23,32 +20,6 @@ from .traced import canonical_names, gemm_to_matmul, optimize
 from .weights import Source
 
 HIDDEN = "hidden"
-# names in files from before transformers 2, which it still reads: bert-base-uncased's own file has them
-OLD = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
-
-
-class EncoderWeights(Weights):
-    """An encoder's weights under the names of the whole model, whether the file holds that or the bare encoder."""
-
-    def __init__(self, folder: Path, prefix: str) -> None:
-        super().__init__(folder)
-        bare = not any(name.startswith(f"{prefix}.") for name in self._where)
-        self._stored: dict[str, str] = {}
-        for stored in self._where:
-            name = f"{prefix}.{stored}" if bare else stored
-            for old, new in OLD.items():
-                name = name.removesuffix(old) + new if name.endswith(old) else name
-            self._stored[name] = stored
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._stored)
-
-    def __getitem__(self, name: str) -> Array:
-        return super().__getitem__(self._stored[name])
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of one tensor, without reading it."""
-        return super().shape(self._stored[name])
 
 
 def build_encoder(model: Any, source: Source) -> BaseGraph:

@@ -31,10 +31,18 @@ def split_head(artifact: Artifact, learned: Learned | None, base: Base) -> tuple
                          "keys and values equals it.")
     labels = artifact_labels(artifact, read_json(base.folder / "config.json"))
     if not labels:
-        return learned, None
+        return _whole_names(learned, base), None
     modules = tuple(f"{module}." for module in layout(base.config.model_type).modules)
     body = {name: array for name, array in learned.tensors.items() if not name.startswith(modules)}
     return replace(learned, tensors=body), _head(str(artifact.folder), labels, base, learned)
+
+
+def _whole_names(learned: Learned, base: Base) -> Learned:
+    """PEFT names the modules of a bare encoder (FEATURE_EXTRACTION) without the prefix that the whole model has."""
+    prefix = f"{base.model_class.base_model_prefix}."
+    if not base.encodes or any(name.startswith(prefix) for name in learned.tensors):
+        return learned
+    return replace(learned, tensors={prefix + name: array for name, array in learned.tensors.items()})
 
 
 def own_head(base: Base) -> Head | None:

@@ -87,11 +87,11 @@ def _ask_torch(job: Job, modules: Sequence[str], rows: list[list[int]]) -> dict[
     """Subjects by name: "base" where it does not generate text, and what was learned."""
     head = job.head
     oracle = Oracle(_load(job, head), job.base.eos)
-    inside = [name for name in modules if name in {module for module, _ in oracle.base.named_modules()}]
+    inside = _inside(oracle.base, modules)
     subjects: dict[str, Subject] = {}
     bare = _ask(oracle.base.base_model, rows, head) if job.learned is not None else None
     if not (job.beside and job.base.task == "text-generation") and (job.beside or job.learned is None):
-        subjects["base"] = _base_subject(job, inside, rows)
+        subjects["base"] = _base_subject(job, modules, rows)
     if job.learned is None:
         return subjects
     oracle.attach(job.artifact, job.learned.method, job.learned.options)
@@ -114,6 +114,7 @@ def _base_subject(job: Job, modules: Sequence[str], rows: list[list[int]]) -> Su
     """The bundle without an adapter: its own labels, or the embedding."""
     head = job.own_head
     oracle = Oracle(_load(job, head), job.base.eos)
+    modules = _inside(oracle.base, modules)
     in_float = on_grid = _ask(_body(oracle, head), rows, head)
     if job.quant.kind != "fp32":
         oracle.round(job.quant, modules)
@@ -131,7 +132,16 @@ def _load(job: Job, head: Head | None) -> PreTrainedModel:
     model: Any = AutoModelForSequenceClassification.from_pretrained(
         job.base.folder, config=config, dtype=torch.float32, local_files_only=True, trust_remote_code=False,
         ignore_mismatched_sizes=True)
-    return cast(PreTrainedModel, model.eval())
+    bare = head is None and job.artifact.kind == "peft" and not any(
+        name.startswith(f"{model.base_model_prefix}.") for name in job.artifact.learned())
+    return cast(PreTrainedModel, (model.base_model if bare else model).eval())
+
+
+def _inside(model: PreTrainedModel, modules: Sequence[str]) -> list[str]:
+    """Those of the graph's linear layers that this model has, by its own names; a bare encoder's have no prefix."""
+    known = {name for name, _ in model.named_modules()}
+    names = (name if name in known else name.removeprefix(f"{model.base_model_prefix}.") for name in modules)
+    return [name for name in names if name in known]
 
 
 def _body(oracle: Oracle, head: Head | None) -> nn.Module:

@@ -28,7 +28,10 @@ class Product:
 
 def add_scales(model: ir.Model, products: Sequence[Product]) -> list[SlotGroup]:
     """Put `y * s` behind every layer, in place; a layer's own bias counts as part of y."""
-    return [_scale(model.graph, slot, value) for product in products for slot, value in _ends(product)]
+    ends = [end for product in products for end in _ends(product)]
+    for slot, value in ends:
+        _scale(model.graph, slot, value)
+    return list(dict.fromkeys(slot for slot, _ in ends))  # DeBERTa uses some layers twice
 
 
 def _ends(product: Product) -> list[tuple[SlotGroup, ir.Value]]:
@@ -57,12 +60,8 @@ def _is_constant_row(value: ir.Value) -> bool:
         part is not None and _is_constant_row(part) for part in producer.inputs)
 
 
-def _scale(graph: ir.Graph, slot: SlotGroup, value: ir.Value) -> SlotGroup:
-    scale = ir.Value(name=f"{slot.name}.scale", type=ir.TensorType(ir.DataType.FLOAT),
-                     shape=ir.Shape(["rows", 1, f"{slot.name}.width"]))
-    scale.const_value = ir.tensor(np.ones((1, 1, 1), np.float32), name=scale.name)
-    graph.inputs.append(scale)
-    graph.register_initializer(scale)
+def _scale(graph: ir.Graph, slot: SlotGroup, value: ir.Value) -> None:
+    scale = graph.initializers.get(f"{slot.name}.scale") or _input(graph, slot)
     node = ir.node("Mul", [scale, scale])
     scaled, before = node.outputs[0], value.producer()
     assert before is not None
@@ -72,4 +71,12 @@ def _scale(graph: ir.Graph, slot: SlotGroup, value: ir.Value) -> SlotGroup:
     node.replace_input_with(0, value)
     node.name = f"{slot.name}.scale_product"
     graph.insert_after(before, node)
-    return slot
+
+
+def _input(graph: ir.Graph, slot: SlotGroup) -> ir.Value:
+    scale = ir.Value(name=f"{slot.name}.scale", type=ir.TensorType(ir.DataType.FLOAT),
+                     shape=ir.Shape(["rows", 1, f"{slot.name}.width"]))
+    scale.const_value = ir.tensor(np.ones((1, 1, 1), np.float32), name=scale.name)
+    graph.inputs.append(scale)
+    graph.register_initializer(scale)
+    return scale

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,34 @@ from edgeft.contract.tensors import Weights
 
 Merge = Callable[[str, Array], Array]
 KeysValues = Callable[[Array], dict[int, tuple[Array, Array]]]
+
+
+# names in files from before transformers 2, which it still reads: bert-base-uncased's own file has them
+OLD = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
+
+
+class EncoderWeights(Weights):
+    """An encoder's weights under the names of the whole model, whether the file holds that or the bare encoder."""
+
+    def __init__(self, folder: Path, prefix: str) -> None:
+        super().__init__(folder)
+        bare = not any(name.startswith(f"{prefix}.") for name in self._where)
+        self._stored: dict[str, str] = {}
+        for stored in self._where:
+            name = f"{prefix}.{stored}" if bare else stored
+            for old, new in OLD.items():
+                name = name.removesuffix(old) + new if name.endswith(old) else name
+            self._stored[name] = stored
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._stored)
+
+    def __getitem__(self, name: str) -> Array:
+        return super().__getitem__(self._stored[name])
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of one tensor, without reading it."""
+        return super().shape(self._stored[name])
 
 
 class Source(Mapping[str, Array]):

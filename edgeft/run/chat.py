@@ -9,6 +9,7 @@ from typing import Any
 
 from edgeft.contract.errors import EdgeftError
 
+from .classify import check_generates
 from .model import Model
 
 HELP = """/adapter NAME[:SCALE] ...  use these adapters; /adapter none for the bare base
@@ -21,6 +22,7 @@ HELP = """/adapter NAME[:SCALE] ...  use these adapters; /adapter none for the b
 def chat(bundle: Path, adapters: Mapping[str, float] | None, system: str | None, sampling: dict[str, Any]) -> None:
     """Read turns from stdin and stream answers to stdout until the end of input."""
     model = Model(bundle)
+    check_generates(model, model.adapters_for(adapters))
     talk = Conversation(model, model.adapters_for(adapters), system, sampling)
     interactive = sys.stdin.isatty()
     if interactive:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -77,6 +78,13 @@ def head_of(model: Model, adapters: Mapping[str, float]) -> Head | None:
     return None
 
 
+def _heads(model: Model, adapters: Rows) -> list[Head | None]:
+    """The head of each text; each is read and checked once."""
+    known = {frozenset(used): used for used in adapters}
+    heads = {names: head_of(model, used) for names, used in known.items()}
+    return [heads[frozenset(used)] for used in adapters]
+
+
 def task_of(model: Model, adapters: Mapping[str, float]) -> str:
     """What a request with these adapters is: text-classification, text-generation or feature-extraction."""
     if HIDDEN in _outputs(model) and head_of(model, adapters):
@@ -101,7 +109,7 @@ def answer(model: Model, texts: Sequence[str], adapters: Rows) -> list[Answer]:
     encoded = [encode_limited(model.tokenizer, text, model.context) for text in texts]
     if any(not ids for ids, _ in encoded):
         raise UsageError("A text is empty: there is nothing to classify.")
-    heads = [head_of(model, used) for used in adapters]
+    heads = _heads(model, adapters)
     start = time.perf_counter()
     answers: dict[int, Answer] = {}
     rows = [ids for ids, _ in encoded]
@@ -119,8 +127,8 @@ def answer(model: Model, texts: Sequence[str], adapters: Rows) -> list[Answer]:
 
 def classify(model: Model, texts: Sequence[str], adapters: Rows) -> list[list[tuple[str, float]]]:
     """(label, score) of each text, likeliest first; the scores of a text add up to 1."""
-    for used in adapters:
-        if head_of(model, used) is None:
+    for used, head in zip(adapters, _heads(model, adapters), strict=True):
+        if head is None:
             raise UsageError(f"{model.bundle.folder}: has no classification head"
                              + (f", and adapter {' + '.join(used)} brings none." if used else "; name an adapter."))
     answers = answer(model, texts, adapters)
@@ -154,9 +162,13 @@ def evaluate(model: Model, data: Path, used: Mapping[str, float]) -> dict[str, A
     faults.raise_if_any(f"The head knows {len(head.labels)} labels.")
     answers = answer(model, [record["text"] for record in records], [used] * len(records))
     scores = [dict(item.scores)[record["label"]] for item, record in zip(answers, records, strict=True)]
+    cut = sum(bool(item.note) for item in answers)
+    if cut:
+        print(f"note: {data}: {cut} of {len(records)} texts are longer than {model.context} tokens and were cut there",
+              file=sys.stderr)
     right = [item.scores[0][0] == record["label"] for item, record in zip(answers, records, strict=True)]
     return {"loss": float(-np.log(np.maximum(scores, 1e-38)).mean()), "accuracy": float(np.mean(right)),
-            "examples": len(records), "truncated": sum(bool(item.note) for item in answers), "adapters": dict(used)}
+            "examples": len(records), "truncated": cut, "adapters": dict(used)}
 
 
 def raw_outputs(model: Model, rows: Sequence[list[int]], adapters: Mapping[str, float]) -> np.ndarray[Any, Any]:

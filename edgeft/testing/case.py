@@ -83,14 +83,20 @@ class Case:
                 own[name] = parameter
         return Attached(model.eval(), own, unfrozen)
 
-    def perturbed(self, seed: int = 0) -> Attached:
-        """Attached, with every parameter of its own moved: what training leaves, at the price of no step."""
-        attached = self.attach(seed)
+    def perturbed(self) -> tuple[Attached, torch.Tensor]:
+        """Attached, every parameter of its own moved, and finished: what training leaves, without its steps.
+
+        With the logits before finish().
+        """
+        attached = self.attach()
         noise = torch.Generator().manual_seed(11)
         with torch.no_grad():
             for parameter in attached.own.values():
                 parameter.add_(torch.randn(parameter.shape, generator=noise) * 0.1)
-        return attached
+        answer = self.logits(attached.model)
+        with seeded(0):
+            self.method.finish(attached.model)
+        return attached, answer
 
     def train(self, attached: Attached, steps: int = 8) -> tuple[float, float]:
         """A few steps on the kit's tokens; the loss before and after them, both without dropout."""

@@ -74,17 +74,17 @@ def unloaded_equals_base(case: Case) -> None:
 
 def saved_equals_loaded(case: Case) -> None:
     """What training writes, read back onto a fresh base, is the trained model; collect() says the same."""
-    attached = case.perturbed()
+    attached, answer = case.perturbed()
     with saved(case, attached.model) as artifact:
         if artifact.kind == "peft":
             _same_tensors(case, collected(case, attached.model), artifact.learned())
-        _equal(case, "load", case.logits(loaded(case, artifact)), case.logits(attached.model),
-               "what was saved and loaded again is not what was trained: collect() lost or changed something")
+        _equal(case, "load", case.logits(loaded(case, artifact)), answer,
+               "what was saved and loaded again is not what was trained: collect() or finish() changed something")
 
 
 def lowered_equals_torch(case: Case) -> None:
     """The plain base with what lower() returned in its slots answers as the trained model does."""
-    attached = case.perturbed()
+    attached, _ = case.perturbed()
     learned, options = for_export(case, attached)
     base = case.base_model()
     try:
@@ -99,7 +99,7 @@ def lowered_equals_torch(case: Case) -> None:
 
 def merged_equals_unmerged(case: Case) -> None:
     """A plain model of weights that merge() returned, one tensor at a time, answers as the trained model does."""
-    attached = case.perturbed()
+    attached, _ = case.perturbed()
     learned, options = for_export(case, attached)
     try:
         with seeded(0):
@@ -113,7 +113,7 @@ def merged_equals_unmerged(case: Case) -> None:
 
 def lowers_or_merges(case: Case) -> None:
     """There is a way to a device: lower() or merge() or both."""
-    learned, options = for_export(case, case.perturbed())
+    learned, options = for_export(case, case.perturbed()[0])
     reasons = []
     ways: list[Callable[[], object]] = [
         lambda: case.method.lower(learned, options, TorchBase(case.base_model())),

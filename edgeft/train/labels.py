@@ -71,7 +71,7 @@ def encode_labels(records: Sequence[dict[str, Any]], path: Path, base: Base, len
         cut += whole > len(ids)
         if not ids:
             faults.add(f"an empty text with label {record['label']!r}")
-        found.append(LabelExample(ids, [False] * (len(ids) - 1) + [True], index[record["label"]]))
+        found.append(LabelExample(ids, [False] * (len(ids) - 1) + [True], label=index[record["label"]]))
     faults.subject = f"{path}: has texts without a token"
     faults.raise_if_any()
     if cut:

@@ -36,7 +36,7 @@ class BitFit(Method[BitFitOptions]):
                 f"bitfit: no layer named {', '.join(options.layers)} has a bias; those that do are {found}" if biases
                 else "bitfit: this base has no biases",
                 "Choose among them with --layers." if biases
-                else "Take a base that has some (Qwen2, GPT-2, OPT), or another method: `edgeft methods`.")
+                else "Take a base that has some (Qwen2, GPT-2, OPT, BERT), or another method: `edgeft methods`.")
         for parameter in chosen:
             parameter.requires_grad_(True)
         return model

@@ -76,7 +76,10 @@ def test_a_lora_beside_equals_peft(any_base: Callable[[str], Path], colors: Path
     model = load(export_bundle(tmp_path / "beside", run, "--quant", "fp32"))
     wanted = torch_scores(base, run, COLORS)
     check(model.classify(ASKED), wanted)
+    off = [dict(scores) for scores in model.classify(ASKED, adapters={"colors": 0.0})]
     assert differs(model.classify(ASKED, adapters={"colors": 0.0}), wanted)
+    mixed = model.classify(ASKED, adapters=[{"colors": float(row % 2)} for row in range(len(ASKED))])
+    check(mixed, [wanted[row] if row % 2 else off[row] for row in range(len(ASKED))])
     assert model.task() == "text-classification"
     assert model.task({}) == ("text-generation" if model_type == "llama" else "feature-extraction")
     assert "head.0.weight" in TensorFile(tmp_path / "beside" / "adapters" / "colors.safetensors")
@@ -164,6 +167,22 @@ def test_a_fully_tuned_decoder_classifies_and_generates_no_more(base: Path, colo
         load(bundle).generate("the red cat")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("model_type", "builder", "extra"), [
+    ("gpt2", "transformers", {"n_inner": 96}), ("opt", "transformers", {"ffn_dim": 96, "word_embed_proj_dim": 64}),
+    ("gemma2", "mobius", {"head_dim": 16}), ("qwen3", "mobius", {"head_dim": 16, "tie_word_embeddings": False})])
+def test_decoders_classify_beside_and_fully_tuned(make_base: Callable[..., Path], colors: Path, tmp_path: Path,
+                                                  model_type: str, builder: str, extra: dict[str, Any]) -> None:
+    base = make_base(model_type, **extra)
+    run = train_classifier(tmp_path / "run", base, colors, "--max-steps", 20)
+    beside = load(export_bundle(tmp_path / "beside", run, "--quant", "fp32"))
+    check(beside.classify(ASKED), torch_scores(base, run, COLORS))
+    full = train_classifier(tmp_path / "full", base, colors, "--max-steps", 10, method="full")
+    tuned = load(export_bundle(tmp_path / "tuned", full, "--quant", "fp32"))
+    check(tuned.classify(ASKED), torch_scores(full, None, COLORS))
+    assert manifest(tmp_path / "tuned")["graph"]["builder"] == builder
+
+
 def stranger(base: Path, out: Path, **options: Any) -> Path:
     """A classifier's LoRA that plain PEFT wrote, nothing in it zero."""
     import torch
@@ -226,6 +245,31 @@ def test_embeddings_equal_torch_in_batches_and_alone(bert_bundle: Path, bert: Pa
     assert runner.embed(ASKED).dtype == np.float32
 
 
+@pytest.mark.parametrize("options", [["--quant", "fp32"], ["--quant", "fp32", "--merge"], ["--quant", "int8"]])
+def test_a_strangers_embedding_adapter_goes_straight_in(bert: Path, tmp_path: Path, options: list[str]) -> None:
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModel, AutoTokenizer
+
+    tokenizer, plain = AutoTokenizer.from_pretrained(bert), AutoModel.from_pretrained(bert, add_pooling_layer=False)
+    torch.manual_seed(1)
+    model = get_peft_model(plain, LoraConfig(task_type="FEATURE_EXTRACTION", r=4, target_modules=["query", "dense"]))
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_(std=0.1)
+    model.save_pretrained(tmp_path / "wild")
+    with torch.no_grad():
+        rows = [model.eval()(torch.tensor([tokenizer(text)["input_ids"]])).last_hidden_state[0].mean(0)
+                for text in ASKED]
+    wanted = np.stack([(row / row.norm()).numpy() for row in rows])
+    runner = load(export_bundle(tmp_path / "bundle", tmp_path / "wild", "--base", bert, *options))
+    assert runner.task() == "feature-extraction"
+    close = 0.05 if "int8" in options else 1e-5
+    assert np.abs(runner.embed(ASKED) - wanted).max() < close
+    if "--merge" not in options:
+        assert np.abs(runner.embed(ASKED, adapters={}) - wanted).max() > close
+
+
 def test_a_decoder_embeds_its_last_token(bundle: Path, base: Path) -> None:
     import torch
     from transformers import AutoModel, AutoTokenizer
@@ -257,7 +301,7 @@ def test_the_command_line_prints_labels_and_embeddings(bert_bundle: Path, tmp_pa
     assert "--temperature" in run("the cat", "--temperature", 1, code=2)
     call("run", bert_bundle, "--prompt", "the green cat " * 40)
     assert "the rest was cut off" in capsys.readouterr().err
-    for command, *more in (["bench"], ["eval", "--data", lines(tmp_path / "t.jsonl", [{"text": "one two"}])]):
+    for command, *more in (["bench"], ["chat"], ["eval", "--data", lines(tmp_path / "t.jsonl", [{"text": "one two"}])]):
         call(command, bert_bundle, *more, code=2)
         assert "generates no text" in capsys.readouterr().err
 
@@ -299,8 +343,8 @@ def test_broken_heads_are_refused_by_name(bert_bundle: Path, tmp_path: Path) -> 
     for word, change in broken.items():
         path = tmp_path / f"{word}.safetensors"
         write_tensors(path, {**tensors, **change}, file.metadata)
-        model.load_adapter(word, path)
-        with pytest.raises(EdgeftError, match=word):
+        with pytest.raises(EdgeftError, match=word):  # numbers at loading, what the graph must fit at the request
+            model.load_adapter(word, path)
             model.classify("the cat", adapters={word: 1.0})
 
 
