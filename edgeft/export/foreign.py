@@ -102,8 +102,12 @@ def import_peft(artifact: Artifact, base: Base) -> Learned:
     changes = merged_changes(artifact, base)
     if not changes.tensors:
         raise EdgeftError(f"{artifact.folder}: changes no weight of this base. Was it trained?")
-    return Learned(artifact, Imported(artifact.peft_type),
-                   ImportOptions(changes, lambda weights: merged_changes(artifact, base, weights)), changes.tensors)
+
+    def again(weights: Mapping[str, Array]) -> Changes:
+        same = all(np.array_equal(array, base.weights[name]) for name, array in weights.items())
+        return changes if same else merged_changes(artifact, base, weights)
+
+    return Learned(artifact, Imported(artifact.peft_type), ImportOptions(changes, again), changes.tensors)
 
 
 def check(artifact: Artifact) -> None:

@@ -56,6 +56,7 @@ def quick_exports() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trace, "trace", cached)
         patch.setattr(verify, "ask_bundle", ask)
+        patch.setattr(parity, "MANY", 0)  # short answers, as for a large model
         patch.setattr(parity, "_prompts", lambda job, tokenizer, count, new: prompts(job, tokenizer, 2, new))
         yield
 
