@@ -41,7 +41,7 @@ PEFT_TYPES: dict[str, Fate] = {
     "BOFT": _MERGED,
     "C3A": _MERGED,
     "CARTRIDGE": _refused("its keys and values are not lowered in this version"),
-    "CPT": _PREFIX,
+    "CPT": _refused("its prompt, token embeddings with learned steps, is not lowered in this version"),
     "DEFT": _WHEN_SMALL,
     "DELORA": _WHEN_SMALL,
     "FOURIERFT": _MERGED,

@@ -77,12 +77,9 @@ def bundles(bases: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) ->
 @pytest.mark.parametrize(("variant", "architecture"), CASES, ids=[f"{item.name}-{name}" for item, name in CASES])
 def test_the_bundle_equals_peft_or_is_refused_by_name(variant: Variant, architecture: str, bases: dict[str, Path],
                                                       bundles: dict[str, Path], tmp_path: Path) -> None:
-    host = plugins.host()
     if variant.kind == "ADAMSS":
         pytest.importorskip("sklearn")
     fate = PEFT_TYPES[variant.kind]
-    if "prefix" in fate.slots and not host.method_for_peft(variant.kind):
-        pytest.skip(f"no plugin reads {variant.kind}")
     base = bases[architecture]
     folder = build(variant, architecture, base, tmp_path / "wild")
     expected = variant.expected(architecture)
