@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ import click
 from edgeft import __version__, plugins
 from edgeft.contract.errors import EdgeftError, UsageError, did_you_mean
 from edgeft.contract.files import refuse_existing
-from edgeft.contract.peft_types import PEFT_TYPES
+from edgeft.listings import devices_command, methods_command, plugins_command, print_json
 from edgeft.train_command import FOLDER, Methods
 
 
@@ -80,7 +79,7 @@ def eval_command(subject: Path, data: Path, probe: Path | None, adapter: tuple[s
             raise UsageError(f"--adapter is for bundles, and {subject} is none.")
         result = evaluate_run(subject, data, probe, base, plugins.host(), task)
     if as_json:
-        _json(result)
+        print_json(result)
         return
     click.echo(_loss(result))
     if "forgetting" in result:
@@ -113,7 +112,7 @@ def export_command(source: Path, device: str, out: Path, merge: bool, base: str 
 
     report = export(source, target, out, host=host, merge=merge, base=base, quant=quant, name=name, task=task,
                     rank=compressed)
-    _json(report) if as_json else click.echo(describe(report, out))
+    print_json(report) if as_json else click.echo(describe(report, out))
 
 
 @cli.command("add")
@@ -133,7 +132,7 @@ def add_command(bundle: Path, source: Path, name: str, base: str | None, task: s
     from edgeft.export.report import describe_adapter
 
     report = add(bundle, source, name, host=plugins.host(), base=base, task=task, rank=compressed)
-    _json(report) if as_json else click.echo(describe_adapter(name, report))
+    print_json(report) if as_json else click.echo(describe_adapter(name, report))
 
 
 def _rank(as_adapter: bool, rank: int | None) -> int:
@@ -163,7 +162,7 @@ def verify_command(bundle: Path, as_json: bool) -> None:
 
     result = verify(bundle)
     if as_json:
-        _json(result)
+        print_json(result)
     else:
         click.echo(f"{bundle}: {result['files']} files, {result['bytes'] / 2**20:.1f} MiB, every digest as recorded")
         click.echo(f"replayed {result['replayed']} recorded answers: {result['agreement']:.0%} of tokens equal")
@@ -197,7 +196,7 @@ def run_command(bundle: Path, prompt: str, adapter: tuple[str, ...], as_json: bo
         _classify(model, text, wanted, as_json)
         return
     if as_json:
-        _json(model.generate(text, adapters=wanted, **sampling).to_json())
+        print_json(model.generate(text, adapters=wanted, **sampling).to_json())
         return
     for piece in model.stream(text, adapters=wanted, **sampling):
         click.echo(piece, nl=False)
@@ -216,7 +215,7 @@ def _classify(model: Any, text: str, wanted: dict[str, float] | None, as_json: b
     (found,) = answer(model, [text], [model.adapters_for(wanted)])
     if found.note:
         click.echo(f"note: {found.note}", err=True)
-    _json(found.to_json()) if as_json else click.echo(found.describe())
+    print_json(found.to_json()) if as_json else click.echo(found.describe())
 
 
 @cli.command("chat")
@@ -247,61 +246,11 @@ def bench_command(bundle: Path, adapter: tuple[str, ...], as_json: bool, **setti
     from edgeft.run.bench import bench, describe
 
     result = bench(bundle, _adapters(adapter), **settings)
-    _json(result) if as_json else click.echo(describe(result))
+    print_json(result) if as_json else click.echo(describe(result))
 
 
-@cli.command("methods")
-@click.option("--peft", is_flag=True, help="What becomes of each PEFT type at export.")
-@click.option("--json", "as_json", is_flag=True)
-def methods_command(peft: bool, as_json: bool) -> None:
-    """Fine-tuning methods that can be trained."""
-    if peft:
-        fates = {name: str(fate) for name, fate in PEFT_TYPES.items()}
-        _json(fates) if as_json else _table(list(fates.items()))
-        return
-    methods = plugins.host().methods
-    rows = {name: {"summary": method.summary, "options": list(method.Options.__dataclass_fields__)}
-            for name, method in sorted(methods.items())}
-    _json(rows) if as_json else _table([(name, str(row["summary"])) for name, row in rows.items()])
-    plugins.warn_about_broken()
-
-
-@cli.command("devices")
-@click.argument("name", required=False)
-@click.option("--json", "as_json", is_flag=True)
-def devices_command(name: str | None, as_json: bool) -> None:
-    """Devices that can be exported for; with a NAME, its file."""
-    host = plugins.host()
-    if name:
-        host.device(name)  # checked before it is shown
-        click.echo((Path(name) if name.endswith(".toml") else host.devices[name]).read_text(encoding="utf-8"), nl=False)
-        return
-    rows: dict[str, dict[str, str]] = {}
-    for known in sorted(host.devices):
-        try:
-            device = host.device(known)
-            rows[known] = {"verified": device.verified, "summary": device.summary}
-        except EdgeftError as error:
-            rows[known] = {"verified": "broken", "summary": str(error)}
-    _json(rows) if as_json else _table([(key, row["verified"], row["summary"]) for key, row in rows.items()])
-    plugins.warn_about_broken()
-
-
-@cli.command("plugins")
-@click.option("--json", "as_json", is_flag=True)
-def plugins_command(as_json: bool) -> None:
-    """Installed plugins, what each offers, and why a broken one is not used."""
-    host = plugins.host()
-    cli.list_commands(click.get_current_context())
-    rows = [{"name": plugin.name, "source": plugin.source, "methods": plugin.methods, "devices": plugin.devices,
-             "commands": plugin.commands, "errors": plugin.errors} for plugin in host.plugins]
-    if as_json:
-        _json({"plugins": rows})
-        return
-    _table([(str(row["name"]), str(row["source"]),
-             ", ".join([*row["methods"], *row["devices"], *row["commands"]]) or "-",
-             "; ".join(f"BROKEN: {error}" for error in row["errors"]) or "ok")
-            for row in rows])
+for listing in (methods_command, devices_command, plugins_command):
+    cli.add_command(listing)
 
 
 def _adapters(texts: tuple[str, ...]) -> dict[str, float] | None:
@@ -321,16 +270,6 @@ def _adapters(texts: tuple[str, ...]) -> dict[str, float] | None:
             raise UsageError(f"--adapter {text}: " + ("'none' stands alone." if name == "none" else "named twice."))
         found[name] = value
     return found
-
-
-def _json(value: Any) -> None:
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
-
-
-def _table(rows: Sequence[tuple[str, ...]]) -> None:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)] if rows else []
-    for row in rows:
-        click.echo("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]]))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -175,21 +175,25 @@ def test_export_of_a_bundle(fails, tmp_path):
     assert "is a bundle already" in export(fails, 2, "x")
 
 
-@pytest.mark.parametrize("kind", ["LOKR", "POLY", ""])
-def test_export_of_a_peft_type_that_is_not_supported(fails, tmp_path, kind):
+def test_export_of_a_peft_type_that_depends_on_its_input(fails, tmp_path):
+    peft_folder(tmp_path / "p", {"peft_type": "POLY"})
+    assert "p: POLY cannot be exported: it routes by a task id" in export(fails, 1, "p")
+
+
+@pytest.mark.parametrize("kind", ["LOKI", ""])
+def test_export_of_a_peft_type_that_there_is_not(fails, tmp_path, kind):
     peft_folder(tmp_path / "p", {**LORA, "peft_type": kind})
-    message = export(fails, 2, "p")
-    assert f"PEFT type '{kind or 'missing'}' is not supported (supported: LORA" in message
+    assert f"PEFT type '{kind or 'missing'}' is none that PEFT has" in export(fails, 2, "p")
 
 
 def test_export_of_a_lora_that_computes_otherwise(fails, tmp_path):
     peft_folder(tmp_path / "p", {**LORA, "use_dora": True, "from_the_future": 3})
-    assert "p: lora: use_dora cannot be exported" in export(fails, 1, "p")
+    assert "p: LORA with from_the_future=3 cannot be exported" in export(fails, 1, "p")
 
 
 def test_export_of_a_peft_field_that_nobody_knows(fails, tmp_path):
     peft_folder(tmp_path / "p", {**LORA, "from_the_future": 3})
-    assert "p: lora: does not know from_the_future=3" in export(fails, 1, "p")
+    assert "p: LORA with from_the_future=3 cannot be exported: this version of PEFT" in export(fails, 1, "p")
 
 
 def test_export_of_pickled_weights(fails, tmp_path):

@@ -197,7 +197,7 @@ def command_line(make, tmp_path, monkeypatch, capsys):
     host = discover(points)
     monkeypatch.setattr(plugins, "host", lambda: host)
     monkeypatch.setattr(cli.cli, "commands", {name: command for name, command in cli.cli.commands.items()
-                                              if command.callback.__module__ == "edgeft.cli"})
+                                              if command.callback.__module__.startswith("edgeft.")})
 
     def run(*arguments):
         with pytest.raises(SystemExit) as caught:

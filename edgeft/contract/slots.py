@@ -44,6 +44,12 @@ class Lowered:
         return set(self.lowrank) | set(self.scale)
 
     @property
+    def acts(self) -> bool:
+        """Whether any slot changes anything: a low-rank product that is not 0, a factor that is not 1, a prefix."""
+        return bool(self.prefix) or any(a.any() and b.any() for a, b in self.lowrank.values()) \
+            or any((scale != 1).any() for scale in self.scale.values())
+
+    @property
     def length(self) -> int:
         """Rows that `prefix` puts before the sequence; 0 without one."""
         return max((key.shape[1] for key, _ in self.prefix.values()), default=0)

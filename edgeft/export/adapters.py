@@ -118,6 +118,8 @@ def lower(learned: Learned, base: GraphBase, places: Places) -> Lowered:
         faults.add(f"{module}: was trained and found no slot; it would be lost")
     if not lowered.kinds:
         faults.add("it lowers to nothing")
+    elif not lowered.acts:
+        faults.add("changes no logit: every low-rank product is 0 and every factor 1. It was never trained")
     for module, array in [*((module, array) for module, pair in lowered.lowrank.items() for array in pair),
                           *lowered.scale.items(), *((f"layer {layer}", array) for layer, pair in lowered.prefix.items()
                                                     for array in pair)]:

@@ -15,11 +15,11 @@ from edgeft.contract.heads import Head
 from edgeft.contract.peft_types import PEFT_TYPES
 from edgeft.contract.tasks import TaskOptions, choose_task
 
-from .adapters import Learned, check_modules, understand
+from .adapters import Learned, check_modules, finite_tensors, understand
 from .assemble import Quant
 from .base import Base, open_base
 from .compress import Compression, base_name, compress
-from .foreign import import_peft
+from .foreign import check, import_peft
 from .heads import own_head, split_head
 
 if TYPE_CHECKING:
@@ -78,14 +78,18 @@ def resolve(source: Path, device: Device, host: Host, *, merge: bool = False, ba
     if kind not in device.quants():
         raise UsageError(f"--quant {kind}: {device.name} does not compute in it. It runs "
                          f"{', '.join(device.quants())}.")
+    learned = None if rank else _understood(artifact, host)
     opened = open_base(base_name(artifact, base) if rank else _base_name(artifact, base))
     if (rank or artifact.kind != "model") and artifact.base_fingerprint not in ("", opened.fingerprint):
         faults = Faults(f"{source}: was not trained on {opened.name}")
         faults.add("base fingerprint", declared=artifact.base_fingerprint[:12], found=opened.fingerprint[:12])
         faults.raise_if_any("Name its own base with --base; if that was changed since, train again.")
     compression = compress(artifact, opened, host, rank) if rank else None
-    artifact = compression.artifact if compression else artifact
-    learned = _learned(artifact, host, opened)
+    if compression:
+        artifact = compression.artifact
+        learned = understand(artifact, host)
+    elif learned is None and artifact.kind == "peft":
+        learned = import_peft(artifact, opened)
     if learned is not None and isinstance(learned.options, TaskOptions):
         artifact, options = choose_task(artifact, learned.options, task)
         learned = replace(learned, artifact=artifact, options=options)
@@ -106,8 +110,8 @@ def resolve(source: Path, device: Device, host: Host, *, merge: bool = False, ba
                min(device.graph.context, opened.context), head, compression)
 
 
-def _learned(artifact: Artifact, host: Host, base: Base) -> Learned | None:
-    """What was learned, by the plugin that reads it, or by PEFT's own merge where none can."""
+def _understood(artifact: Artifact, host: Host) -> Learned | None:
+    """What was learned, by the plugin that reads it; None for a model, and where PEFT's own merge must do."""
     if artifact.kind == "model":
         return None
     try:
@@ -116,7 +120,9 @@ def _learned(artifact: Artifact, host: Host, base: Base) -> Learned | None:
         mergeable = artifact.peft_type in PEFT_TYPES and PEFT_TYPES[artifact.peft_type].merged
         if artifact.kind != "peft" or (host.method_for_peft(artifact.peft_type) and not mergeable):
             raise
-    return import_peft(artifact, base)
+    check(artifact)  # what can be refused without the base
+    finite_tensors(artifact)
+    return None
 
 
 def _base_name(artifact: Artifact, base: str | None) -> str:

@@ -102,8 +102,8 @@ def probe(bundle: Path, items: Sequence[dict[str, Any]]) -> TensorFile:
         done = subprocess.run([sys.executable, "-m", "edgeft.run.probe", str(job), str(out)], capture_output=True,
                               text=True, env={**os.environ, "PYTHONWARNINGS": "ignore"}, check=False)
         if done.returncode:
-            lines = done.stderr.strip().splitlines()
-            raise EdgeftError(f"The runner cannot run the bundle: {lines[-1] if lines else 'it was killed'}")
+            said = done.stderr.rpartition("Error: ")[2].strip() or "it was killed"  # a whole message has several lines
+            raise EdgeftError(f"The runner cannot run the bundle: {said}")
         return TensorFile(out)  # mapped: it outlives the folder
 
 
