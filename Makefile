@@ -12,8 +12,8 @@ export TOKENIZERS_PARALLELISM := false
 demo: $(READY)
 	$(RUN) -m edgeft demo
 
-test: $(READY)
-	$(RUN) -m pytest --durations=10
+test: $(READY)  # one process a core, one thread each: more threads than cores would wait for each other
+	OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses auto --dist loadfile --durations=10
 
 lint: $(READY)
 	$(RUN) -m ruff check .

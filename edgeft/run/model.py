@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
-from tokenizers.decoders import DecodeStream
 
 from edgeft.contract.bundle import check_runnable, read_bundle
 from edgeft.contract.chat import read_chat_template
@@ -21,6 +20,7 @@ from edgeft.contract.prompt import PromptFormat
 
 from . import classify as classes
 from .adapters import Adapter, Shelf
+from .detokenize import Detokenizer
 from .sampling import Sampler
 from .session import Cache, Session, Slots
 
@@ -253,7 +253,7 @@ class _Row:
         self.text = ""
         self.shown = 0
         self.finish = ""
-        self._decoder = DecodeStream(skip_special_tokens=True)
+        self._decoder = Detokenizer(model.tokenizer)
 
     def take(self, logits: np.ndarray[Any, Any], cache: Cache) -> str:
         """Choose the next token; returns the text that is now certain."""
@@ -262,12 +262,14 @@ class _Row:
         if token in self.model.eos:
             self.finish = "eos"
         else:
-            self.text += self._decoder.step(self.model.tokenizer, token) or ""
+            self.text += self._decoder.step(token)
             self._stop_at_text()
             if not self.finish and len(self.tokens) >= self.max_tokens:
                 self.finish = "length"
             elif not self.finish and cache.lengths[self.index] + 1 >= self.model.context:
                 self.finish = "context"
+        if self.finish not in ("", "stop"):
+            self.text += self._decoder.flush()
         certain = len(self.text) if self.finish else len(self.text) - _overlap(self.text, self.stops)
         piece, self.shown = self.text[self.shown : certain], max(self.shown, certain)
         return piece
