@@ -14,7 +14,6 @@ from edgeft.contract.tensors import Weights
 Merge = Callable[[str, Array], Array]
 KeysValues = Callable[[Array], dict[int, tuple[Array, Array]]]
 
-
 # names in files from before transformers 2, which it still reads: bert-base-uncased's own file has them
 OLD = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
 
