@@ -53,7 +53,7 @@ class Ia3(Method[Ia3Options]):
         if options.target_modules:  # PEFT would add its own, and then not load what it saved
             given.setdefault("feedforward_modules", [])
         try:
-            return get_peft_model(base, IA3Config(**given, task_type="CAUSAL_LM"))
+            return get_peft_model(base, IA3Config(**given, **self.peft_task(model)))
         except ValueError as error:
             raise CannotLower(f"ia3: {str(error).splitlines()[0]}", "Name layers of this base with "
                               "--target-modules.") from None

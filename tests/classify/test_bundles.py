@@ -85,6 +85,18 @@ def test_a_lora_beside_equals_peft(any_base: Callable[[str], Path], colors: Path
     assert "head.0.weight" in TensorFile(tmp_path / "beside" / "adapters" / "colors.safetensors")
 
 
+def test_ia3_classifies_beside_and_a_soft_prompt_says_that_it_cannot(any_base: Callable[[str], Path], colors: Path,
+                                                                     tmp_path: Path) -> None:
+    base = any_base("llama")
+    run = train_classifier(tmp_path / "colors", base, colors, "--max-steps", 40, method="ia3")
+    model = load(export_bundle(tmp_path / "beside", run, "--quant", "fp32"))
+    wanted = torch_scores(base, run, COLORS)
+    check(model.classify(ASKED), wanted)
+    assert model.session.scaled
+    assert differs(model.classify(ASKED, adapters={"colors": 0.0}), wanted)
+    call("train", "prompt_tuning", "--base", base, "--data", colors, "--out", tmp_path / "soft", code=1)
+
+
 def test_adapters_with_their_own_labels_share_an_encoder(bert_bundle: Path, bert: Path, bert_run: Path) -> None:
     model = load(bert_bundle)
     things = bert_bundle.parent / "things"
