@@ -15,7 +15,8 @@ the method can, merged otherwise), and then, from the bundle by the runner:
   diff, equal    largest logit difference from torch (PEFT as published), and greedy answers equal to the last token, on
                  --prompts prompts of e2e/test with --new tokens each
 
-Ends with exit code 1 when a bundle does not answer as torch does.
+With --work FOLDER runs and bundles stay there; what a call finds there is not made again. Ends with exit code 1 when
+a bundle does not answer as torch does.
 """
 
 from __future__ import annotations
@@ -124,9 +125,11 @@ def whole(name: str, args: Any, work: Path) -> dict[str, Any]:
         run([*EDGEFT, "train", way.method, "--base", args.base, "--data", args.data, "--eval-data", args.valid,
              "--probe", args.probe, "--epochs", args.epochs, "--out", folder, *way.train])
     record = json.loads((folder / "edgeft.json").read_text())
-    say(f"{name}: exporting")
-    manifest = json.loads(run([*EDGEFT, "export", folder, "--device", "cpu-x86_64", "--quant", "fp32", "--out", bundle,
-                               "--json", *([] if way.method == "full" else ["--name", "tuned"]), *way.export]))
+    if not bundle.exists():
+        say(f"{name}: exporting")
+        run([*EDGEFT, "export", folder, "--device", "cpu-x86_64", "--quant", "fp32", "--out", bundle,
+             *([] if way.method == "full" else ["--name", "tuned"]), *way.export])
+    manifest = json.loads((bundle / "bundle.json").read_text())
     say(f"{name}: asking torch and the bundle")
     if way.compressed:
         own = manifest["parity"]["adapters"]["tuned"]
@@ -150,11 +153,12 @@ def speeds(names: list[str], args: Any, work: Path) -> dict[str, dict[str, Any]]
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in names if not WAYS[name].compressed}
     for turn in range(args.repeats):
         for name in found:
-            say(f"{name}: speed {turn + 1} of {args.repeats}")
             out = work / f"speed-{turn}-{names.index(name)}"
-            metrics = json.loads(run([*EDGEFT, "train", WAYS[name].method, "--base", args.base, "--data", args.data,
-                                      "--max-steps", args.speed_steps, "--holdout", 0, "--out", out, "--json",
-                                      *WAYS[name].train]))["metrics"]
+            if not out.exists():
+                say(f"{name}: speed {turn + 1} of {args.repeats}")
+                run([*EDGEFT, "train", WAYS[name].method, "--base", args.base, "--data", args.data, "--max-steps",
+                     args.speed_steps, "--holdout", 0, "--out", out, *WAYS[name].train])
+            metrics = json.loads((out / "edgeft.json").read_text())["metrics"]
             found[name].append({"tokens_per_s": metrics["tokens_per_s"], "train_peak_mib": metrics["peak_mib"]})
     return {name: medians(runs) for name, runs in found.items()}
 
@@ -191,6 +195,8 @@ def parity(base: str, folder: str, bundle: str, test: str, count: str, new: str)
     import numpy as np
 
     from edgeft.contract.artifact import read_artifact
+    from edgeft.contract.tasks import TaskOptions, choose_task
+    from edgeft.export.adapters import understand
     from edgeft.export.base import open_base
     from edgeft.export.oracle import Oracle
     from edgeft.export.verify import ask_bundle, ask_torch, compare
@@ -200,10 +206,13 @@ def parity(base: str, folder: str, bundle: str, test: str, count: str, new: str)
     opened = open_base(folder if artifact.kind == "model" else base)
     oracle = Oracle(opened.load(), opened.eos)
     if artifact.kind != "model":
-        method = host().method(artifact.method)
+        learned = understand(artifact, host())
+        options = learned.options
+        if isinstance(options, TaskOptions):
+            artifact, options = choose_task(artifact, options, None)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            oracle.attach(artifact, method, None)
+            oracle.attach(artifact, learned.method, options)
     prompts = list(dict.fromkeys(line["prompt"] for line in read_lines(Path(test))))
     chosen = prompts[:: max(1, len(prompts) // int(count))][: int(count)]
     tokenizer = opened.tokenizer()
