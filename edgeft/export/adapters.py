@@ -107,6 +107,9 @@ def lower(learned: Learned, base: GraphBase, places: Places) -> Lowered:
     """Slots of an artifact, every one of which the bundle has, and every trained module among them."""
     trained = check_modules(learned, base.names(), base.linears())
     lowered = _named(learned.artifact, lambda: learned.method.lower(learned.tensors, learned.options, base))
+    if lowered.kinds and not lowered.acts:
+        raise EdgeftError(f"{learned.artifact.folder}: changes no logit: every low-rank product is 0 and every factor "
+                          "1. It was never trained.")
     faults = Faults(f"{learned.artifact.folder}: cannot stand beside the base")
     for kind in lowered.kinds:
         if kind not in places.kinds:
@@ -118,14 +121,12 @@ def lower(learned: Learned, base: GraphBase, places: Places) -> Lowered:
         faults.add(f"{module}: was trained and found no slot; it would be lost")
     if not lowered.kinds:
         faults.add("it lowers to nothing")
-    elif not lowered.acts:
-        faults.add("changes no logit: every low-rank product is 0 and every factor 1. It was never trained")
     for module, array in [*((module, array) for module, pair in lowered.lowrank.items() for array in pair),
                           *lowered.scale.items(), *((f"layer {layer}", array) for layer, pair in lowered.prefix.items()
                                                     for array in pair)]:
         if not np.isfinite(array).all():
             faults.add(f"{module}: lowers to NaN or infinite numbers")
-    faults.raise_if_any("Export it with --merge, or name its own base with --base.")
+    faults.raise_if_any("Name its own base with --base; where the method can be merged, --merge needs no slot.")
     return lowered
 
 
