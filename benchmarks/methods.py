@@ -75,6 +75,8 @@ WAYS = {
     "full": Way("full"),
     "full, as adapter r32": Way("full", export=("--as-adapter", "--rank", "32", "--name", "tuned")),
     "lora": Way("lora"),
+    "lora, with the head": Way("lora", ("--target-modules",
+                                        "q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj,lm_head")),
     "lora, DoRA": Way("lora", ("--use-dora",)),
     "lora, rsLoRA r32": Way("lora", ("--use-rslora", "--r", "32")),
     "ia3": Way("ia3"),

@@ -20,6 +20,7 @@ from .mixture import Task, count, prompt_format
 from .plan import Plan, shares
 
 SAMPLES = 8  # prompts kept in edgeft.json
+ALIKE = 0.01  # relative distance of two embeddings below which no hidden state of a real model tells them apart
 
 
 @dataclass
@@ -49,7 +50,21 @@ def announce(run: Run, model: nn.Module) -> None:
             f"drawn {drawn['examples']:,} examples ({drawn['share_of_examples']:.1%}){tokens}")
     for name, examples in run.evaluation.held_out.items():
         say(f"  {name}: held out, {len(examples):,} examples, never trained on")
+    if not base.labels and (strangers := _end_strangers(base)):
+        say(f"note: this base never saw its end token: {strangers} other tokens have the same embedding, and "
+            f"{job.method.name} leaves the head as it is here, so answers will not end by themselves. Let the head "
+            "learn (lora with lm_head among --target-modules, or full), or cut answers with --stop")
     say(f"  {len(run.plan):,} steps of {job.settings.batch_size}, peak learning rate {run.rate:.2e}")
+
+
+def _end_strangers(base: Base) -> int:
+    """Tokens that a head which stays as it is cannot tell from the end token: like it, they were never trained."""
+    head: Any = base.model.get_output_embeddings()
+    if head is None or base.eos is None or any(parameter.requires_grad for parameter in head.parameters()):
+        return 0
+    rows = head.weight.detach().float()
+    apart = (rows - rows[base.eos]).norm(dim=1) / rows[base.eos].norm()
+    return int((apart < ALIKE).sum()) - 1
 
 
 def sizes(model: nn.Module) -> tuple[int, int]:

@@ -150,3 +150,25 @@ def test_training_on_the_grid_leaves_the_codes_alone(base: Path, data: Path, tmp
                   tmp_path / "full", check=False)
     assert done.returncode == 2
     assert "grid" in done.stderr
+
+
+def test_an_end_token_that_the_base_never_saw_is_told(make_base: Callable[..., Path], data: Path, tmp_path: Path,
+                                                      capsys: pytest.CaptureFixture[str]) -> None:
+    """Tokens that were never trained share one embedding: with a frozen head no adapter can end an answer."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    base = make_base()
+    model = AutoModelForCausalLM.from_pretrained(base)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[200:230] = model.get_input_embeddings().weight[2]
+    model.save_pretrained(base)
+    said = {}
+    for name, options in {"plain": (), "head": ("--target-modules", "q_proj,lm_head")}.items():
+        train_run(tmp_path / name, base, data, "--max-steps", 1, *options)
+        said[name] = capsys.readouterr().err
+    assert "never saw its end token: 30 other tokens" in said["plain"]
+    assert "end token" not in said["head"]
+    train_run(tmp_path / "full", base, data, "--max-steps", 1, method="full")
+    train_run(tmp_path / "known", make_base(seed=1), data, "--max-steps", 1)
+    assert "end token" not in capsys.readouterr().err
