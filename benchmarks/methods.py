@@ -155,7 +155,7 @@ def speeds(names: list[str], args: Any, work: Path) -> dict[str, dict[str, Any]]
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in names if not WAYS[name].compressed}
     for turn in range(args.repeats):
         for name in found:
-            out = work / f"speed-{turn}-{names.index(name)}"
+            out = work / f"speed-{turn}-{WAYS[name].place}"
             if not out.exists():
                 say(f"{name}: speed {turn + 1} of {args.repeats}")
                 run([*EDGEFT, "train", WAYS[name].method, "--base", args.base, "--data", args.data, "--max-steps",
