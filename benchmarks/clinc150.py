@@ -22,13 +22,27 @@ No out-of-scope line is used for anything but this test.
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-from common import EDGEFT, SHARED, STORIES, arguments, child, fail, machine, need, read_lines, run, say, table, verdict
+from common import (
+    EDGEFT,
+    SHARED,
+    STORIES,
+    arguments,
+    child,
+    fail,
+    machine,
+    need,
+    read_lines,
+    run,
+    say,
+    start,
+    table,
+    verdict,
+)
 
 CLINC = SHARED / "data" / "clinc150"
 OTHER, HELD, MISSED = "oos", 0.05, 0.05
@@ -145,9 +159,4 @@ def describe(rows: list[dict[str, Any]]) -> str:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    try:
-        main()
-    except KeyboardInterrupt:
-        fail("stopped")
+    start(main)

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -29,6 +29,16 @@ def arguments(doc: str) -> argparse.ArgumentParser:
     parser.add_argument("--work", type=Path, help="keep runs and bundles in this new folder (default: a temporary one)")
     parser.add_argument("--child", nargs="+", help=argparse.SUPPRESS)  # one measured piece, in a process of its own
     return parser
+
+
+def start(main: Callable[[], None]) -> None:
+    """Run a benchmark: no library asks a hub or gives advice, and an interrupt is one line."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    try:
+        main()
+    except KeyboardInterrupt:
+        fail("stopped")
 
 
 def fail(message: str) -> NoReturn:

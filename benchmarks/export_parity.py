@@ -23,7 +23,6 @@ float run. lora-grid is trained with --device, on the device's own int4 grid, an
 from __future__ import annotations
 
 import json
-import os
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -43,6 +42,7 @@ from common import (
     read_lines,
     run,
     say,
+    start,
     table,
     verdict,
 )
@@ -334,9 +334,4 @@ def train_plain_peft(base: str, data: str, out: str) -> dict[str, Any]:
 CHILDREN = {"torch": ask_torch, "bundle": ask_bundle, "peft": train_plain_peft}
 
 if __name__ == "__main__":
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    try:
-        main()
-    except KeyboardInterrupt:
-        fail("stopped")
+    start(main)

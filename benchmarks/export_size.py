@@ -25,7 +25,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from common import EDGEFT, SHARED, arguments, fail, machine, measured, medians, need, run, say, table, verdict
+from common import EDGEFT, SHARED, arguments, machine, measured, medians, need, run, say, start, table, verdict
 
 TARGET_SECONDS, TARGET_MIB = 30.0, 2.5e9 / 2**20  # 2.5 GB
 
@@ -106,9 +106,4 @@ def describe(report: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    try:
-        main()
-    except KeyboardInterrupt:
-        fail("stopped")
+    start(main)

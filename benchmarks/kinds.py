@@ -16,7 +16,6 @@ depend on what they say. Then, all kinds in turn, in one process each time:
 from __future__ import annotations
 
 import json
-import os
 import sys
 import tempfile
 import time
@@ -24,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import EDGEFT, SHARED, arguments, child, fail, machine, medians, need, run, say, table
+from common import EDGEFT, SHARED, arguments, child, machine, medians, need, run, say, start, table
 
 SOFT = 20  # tokens of the soft prompt
 
@@ -117,9 +116,4 @@ def _write_others(model: Any, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    try:
-        main()
-    except KeyboardInterrupt:
-        fail("stopped")
+    start(main)

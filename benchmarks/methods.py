@@ -22,7 +22,6 @@ a bundle does not answer as torch does.
 from __future__ import annotations
 
 import json
-import os
 import sys
 import tempfile
 import warnings
@@ -37,13 +36,13 @@ from common import (
     STORIES,
     arguments,
     child,
-    fail,
     machine,
     medians,
     need,
     read_lines,
     run,
     say,
+    start,
     table,
     verdict,
 )
@@ -237,8 +236,8 @@ def bleu(bundle: str, test: str, new: str) -> dict[str, Any]:
     lines = list({line["prompt"]: line for line in read_lines(Path(test))}.values())
     lines.sort(key=lambda line: len(line["prompt"]))  # rows of like length share a batch
     model, answers = load(bundle), []
-    for start in range(0, len(lines), BATCH):
-        part = [line["prompt"] for line in lines[start : start + BATCH]]
+    for at in range(0, len(lines), BATCH):
+        part = [line["prompt"] for line in lines[at : at + BATCH]]
         answers += [answer.strip() for answer in model.batch(part, max_tokens=int(new), temperature=0)]
     most = max(len(line["references"]) for line in lines)
     references = [[line["references"][index] if index < len(line["references"]) else None for line in lines]
@@ -249,9 +248,4 @@ def bleu(bundle: str, test: str, new: str) -> dict[str, Any]:
 CHILDREN = {"parity": parity, "bleu": bleu}
 
 if __name__ == "__main__":
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    try:
-        main()
-    except KeyboardInterrupt:
-        fail("stopped")
+    start(main)

@@ -14,13 +14,12 @@ Trains on all of snips/train, exports for cpu-x86_64, and asks the bundle the te
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-from common import EDGEFT, SHARED, STORIES, arguments, child, fail, machine, need, read_lines, run, say, table
+from common import EDGEFT, SHARED, STORIES, arguments, child, machine, need, read_lines, run, say, start, table
 
 SNIPS = SHARED / "data" / "snips"
 BATCH = 16
@@ -111,9 +110,4 @@ def _parse(text: str) -> dict[str, Any] | None:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    try:
-        main()
-    except KeyboardInterrupt:
-        fail("stopped")
+    start(main)

@@ -22,7 +22,6 @@ that turns the Trainer's own grouping on.
 from __future__ import annotations
 
 import json
-import os
 import sys
 import tempfile
 import time
@@ -41,6 +40,7 @@ from common import (
     peak_mib,
     read_lines,
     say,
+    start,
     table,
     verdict,
 )
@@ -256,10 +256,5 @@ CHILDREN = {"edgeft": train_edgeft, "peer": train_peer, "evaluate": evaluate,
             "grouped": lambda setup, out: train_peer(setup, out, grouped=True)}
 
 if __name__ == "__main__":
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    try:
-        main()
-    except KeyboardInterrupt:
-        fail("stopped")
+    start(main)
     sys.exit(0)
