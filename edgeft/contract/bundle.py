@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from dataclasses import dataclass
@@ -16,6 +17,10 @@ FORMAT = 1
 MANIFEST = "bundle.json"
 GRAPH, GRAPH_DATA = "model.onnx", "model.onnx.data"
 SCALED_GRAPH = "model.scale.onnx"  # the same over the same weights, with `scale` slots: they cost every token a little
+# over the same weights again, each the fastest at one kind of step (export/variants.py)
+PLAIN_GRAPH, PREFILL_GRAPH, DECODE_GRAPH = "model.plain.onnx", "model.prefill.onnx", "model.decode.onnx"
+LOGITS_TO_KEEP = "logits_to_keep"  # an optional input, as transformers has it: of how many last tokens; 0: of all
+MOST_BLOCKS = 4  # for each module of a group: with more, its A would be stored too often
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 REQUIRED: dict[str, type] = {"base": dict, "graph": dict, "slots": dict, "adapters": dict, "files": dict,
                              "context": int, "device": dict}
@@ -33,6 +38,18 @@ class SlotGroup:
     modules: tuple[str, ...]
     in_features: int
     out_features: tuple[int, ...]
+
+    @property
+    def width(self) -> int:
+        """Columns of one block, in the graphs where a row brings its own matrices."""
+        common = math.gcd(*self.out_features)
+        total = sum(self.out_features)
+        return common if total <= MOST_BLOCKS * common * len(self.modules) else total
+
+    @property
+    def blocks(self) -> int:
+        """How many blocks lie side by side; each belongs to one module, unless there is only one block."""
+        return sum(self.out_features) // self.width
 
     def to_json(self) -> dict[str, Any]:
         """As it is stored in bundle.json."""

@@ -35,6 +35,7 @@ from .oracle import Oracle
 from .parity_classify import prove_any
 from .resolve import Job, resolve
 from .sidecars import generation, write_genai_config, write_tokenizer
+from .variants import write_variants
 from .weights import GraphBase, Source
 
 if TYPE_CHECKING:
@@ -133,6 +134,8 @@ def _write_graph(job: Job, weights: Source, stage: Path) -> tuple[BaseGraph, Ass
         expose_hidden(graph, keep_logits=job.task == "text-generation")
     assembly = Assembly(graph, weights, job.quant, job.slots)
     assembly.write(stage)
+    if graph.cache == "shared":
+        write_variants(stage, assembly.slots if "lowrank" in job.slots else [])
     return graph, assembly
 
 
@@ -211,7 +214,7 @@ def _memory_plan(job: Job, stage: Path) -> dict[str, Any]:
     adapter = stage / "adapters" / f"{job.name}.safetensors"
     parts = {"weights": 2 * weights,  # onnxruntime keeps a prepacked copy beside the mapped file
              "cache": cache, "adapter": adapter.stat().st_size if adapter.is_file() else 0,
-             "logits": 4 * config.vocab_size * min(512, job.context) if job.task == "text-generation" else 0,
+             "logits": 4 * config.vocab_size if job.task == "text-generation" else 0,  # of one token
              "runtime": RUNTIME_MIB << 20}
     plan = {name: round(size / 2**20, 1) for name, size in parts.items()}
     return {**plan, "predicted_peak_mib": round(sum(plan.values()), 1)}

@@ -11,6 +11,7 @@ import onnx_ir as ir
 import torch
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from edgeft.contract.bundle import LOGITS_TO_KEEP
 from edgeft.contract.errors import EdgeftError
 
 from .graph import BaseGraph, Origin
@@ -67,10 +68,26 @@ def expose_hidden(base: BaseGraph, *, keep_logits: bool) -> None:
     graph.append(out)
     if keep_logits:
         graph.outputs.append(out.outputs[0])
+        _keep_last(graph, node, read)
     else:
         graph.outputs[0] = out.outputs[0]
         RemoveUnusedNodesPass()(base.model)
         base.origins = {name: origin for name, origin in base.origins.items() if name in graph.initializers}
+
+
+def _keep_last(graph: ir.Graph, head: ir.Node, read: ir.Value) -> None:
+    """An optional input as transformers has it: logits of the last `logits_to_keep` tokens; 0, the default: of all."""
+    values = {LOGITS_TO_KEEP: [0], "const.last": [np.iinfo(np.int64).max], "const.sequence_axis": [1]}
+    keep, end, axis = (ir.Value(name=name, shape=ir.Shape([1]), type=ir.TensorType(ir.DataType.INT64),
+                                const_value=ir.tensor(np.asarray(value, np.int64), name=name))
+                       for name, value in values.items())
+    for value in (keep, end, axis):
+        graph.register_initializer(value)
+    graph.inputs.append(keep)
+    start = ir.node("Neg", [keep])
+    last = ir.node("Slice", [read, start.outputs[0], end, axis])
+    graph.insert_before(head, [start, last])
+    head.replace_input_with(0, last.outputs[0])
 
 
 def _export(body: Any) -> ir.Model:

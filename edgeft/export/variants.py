@@ -1,0 +1,148 @@
+"""Further graphs of a bundle over the same weights, each the fastest at one kind of step, made from model.onnx.
+
+model.onnx is the contract's graph: it serves any batch, and pays for its slots at every token. The runner takes
+plain (no slots), prefill (any number of tokens) or decode (one token a row), docs/decisions.md, 26. In the last two a
+row brings its own matrices, scale folded in: `{group}.A [rows, blocks, in, R]`, `{group}.B [rows, blocks, R, width]`,
+without the blocks where there is one. Blocks are equally wide runs of a packed product's columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass, TopologicalSortPass
+
+from edgeft.contract.bundle import DECODE_GRAPH, GRAPH, PLAIN_GRAPH, PREFILL_GRAPH, SlotGroup
+
+
+@dataclass(frozen=True)
+class Site:
+    """One slot in the contract's graph: `result = base + ((read A) * gate) B`."""
+
+    result: ir.Value
+    base: ir.Value
+    read: ir.Value
+    a: ir.Value
+    b: ir.Value
+
+
+Form = Callable[[Site, SlotGroup, "Nodes"], ir.Value]
+
+
+class Nodes:
+    """New nodes, and the constants that they share."""
+
+    def __init__(self, graph: ir.Graph) -> None:
+        self.graph, self.made = graph, list[ir.Node]()
+        self._widened: dict[ir.Value, ir.Value] = {}
+
+    def add(self, op: str, *inputs: ir.Value, **attributes: Any) -> ir.Value:
+        """A node of one output; returns that."""
+        self.made.append(ir.node(op, inputs, attributes))
+        return self.made[-1].outputs[0]
+
+    def integers(self, *values: int) -> ir.Value:
+        """A constant list of integers."""
+        name = "const.shape." + "_".join(map(str, values))
+        if name not in self.graph.initializers:
+            array = np.asarray(values, np.int64)
+            value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(ir.DataType.INT64),
+                             const_value=ir.tensor(array, name=name))
+            self.graph.register_initializer(value)
+        return self.graph.initializers[name]
+
+    def over_blocks(self, read: ir.Value) -> ir.Value:
+        """[rows, seq, in] to [rows, 1, seq, in], once for all slots that read it."""
+        if read not in self._widened:
+            self._widened[read] = self.add("Unsqueeze", read, self.integers(1))
+        return self._widened[read]
+
+
+def write_variants(folder: Path, slots: Sequence[SlotGroup]) -> None:
+    """Write the plain graph, and with slots the prefill and decode graphs, beside model.onnx."""
+    forms: dict[str, Form] = {PLAIN_GRAPH: _plain}
+    if slots:
+        forms |= {PREFILL_GRAPH: _prefill, DECODE_GRAPH: _decode}
+    for file, form in forms.items():
+        model = ir.load(folder / GRAPH)
+        rewrite(model, {slot.name: slot for slot in slots}, form)
+        ir.save(model, folder / file)
+
+
+def rewrite(model: ir.Model, slots: dict[str, SlotGroup], form: Form) -> None:
+    """Give every slot of the contract's graph another form, in place."""
+    graph = model.graph
+    shared = Nodes(graph)
+    for site in list(_sites(graph)):
+        shared.made = []
+        value = form(site, slots[str(site.a.name).removesuffix(".A")], shared)
+        graph.insert_before(site.result.producer(), shared.made)  # type: ignore[arg-type]
+        _replace(graph, site.result, value)
+    RemoveUnusedNodesPass()(model)
+    TopologicalSortPass()(model)
+    for value in list(graph.inputs):
+        if not value.uses() and value.is_initializer():
+            graph.inputs.remove(value)
+            del graph.initializers[str(value.name)]
+
+
+def _sites(graph: ir.Graph) -> Iterator[Site]:
+    for node in graph:
+        product = node.inputs[1].producer() if node.op_type == "Add" and node.inputs[1] is not None else None
+        if product is None or product.op_type != "MatMul" or not str(product.inputs[1].name).endswith(".B") \
+                or product.inputs[1] not in graph.inputs:  # type: ignore[union-attr]
+            continue
+        gated, b = product.inputs
+        narrow = gated.producer().inputs[0].producer()  # type: ignore[union-attr]
+        read, a = narrow.inputs  # type: ignore[union-attr]
+        yield Site(node.outputs[0], node.inputs[0], read, a, b)  # type: ignore[arg-type]
+
+
+def _replace(graph: ir.Graph, old: ir.Value, new: ir.Value) -> None:
+    node, name = old.producer(), str(old.name)
+    assert node is not None
+    old.name, new.name, new.shape, new.type = f"{name}.replaced", name, old.shape, old.type
+    ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
+    graph.remove(node, safe=True)
+
+
+def _plain(site: Site, slot: SlotGroup, nodes: Nodes) -> ir.Value:
+    return site.base
+
+
+def _prefill(site: Site, slot: SlotGroup, nodes: Nodes) -> ir.Value:
+    """Any number of tokens: the blocks come out one behind the other and are laid side by side."""
+    low = _low(site, slot, nodes)
+    if slot.blocks > 1:
+        low = nodes.add("Transpose", low, perm=[0, 2, 1, 3])
+        low = nodes.add("Reshape", low, nodes.integers(0, 0, sum(slot.out_features)))
+    return nodes.add("Add", site.base, low)
+
+
+def _decode(site: Site, slot: SlotGroup, nodes: Nodes) -> ir.Value:
+    """One token a row: the blocks lie side by side already."""
+    low = _low(site, slot, nodes)
+    if slot.blocks > 1:
+        low = nodes.add("Reshape", low, nodes.integers(-1, 1, sum(slot.out_features)))
+    return nodes.add("Add", site.base, low)
+
+
+def _low(site: Site, slot: SlotGroup, nodes: Nodes) -> ir.Value:
+    """(read A) B, a row's own matrices each: [rows, blocks, seq, width], or [rows, seq, out] for one block."""
+    rank = f"{slot.name}.rank"
+    blocks: list[int | str] = [slot.blocks] if slot.blocks > 1 else []
+    _required(nodes.graph, site.a, ["rows", *blocks, slot.in_features, rank])
+    _required(nodes.graph, site.b, ["rows", *blocks, rank, slot.width])
+    read = nodes.over_blocks(site.read) if slot.blocks > 1 else site.read
+    return nodes.add("MatMul", nodes.add("MatMul", read, site.a), site.b)
+
+
+def _required(graph: ir.Graph, value: ir.Value, shape: list[int | str]) -> None:
+    """An input that the runner always gives, so that the weights of all these graphs are the same."""
+    graph.initializers.pop(str(value.name), None)
+    value.const_value, value.shape = None, ir.Shape(shape)
