@@ -6,6 +6,7 @@ import math
 import os
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -119,6 +120,19 @@ class Bundle:
         """How the base itself was prompted, when it was tuned as a whole."""
         return PromptFormat.from_json(self.manifest.get("prompt"))
 
+    @cached_property
+    def module_shapes(self) -> tuple[dict[str, tuple[int, int]], dict[str, int]]:
+        """Of every module with a slot: (in, out) of its low-rank pair, and the width of its factors."""
+        pairs = {module: (group.in_features, out) for group in self.slots
+                 for module, out in zip(group.modules, group.out_features, strict=True)}
+        return pairs, {module: out for group in self.scales
+                       for module, out in zip(group.modules, group.out_features, strict=True)}
+
+    def digest_of(self, path: Path) -> str:
+        """The declared sha256 of an adapter's file; empty for a file that is not one of the bundle's."""
+        inside = path.parent == self.folder / "adapters"
+        return str(self.manifest["files"].get(f"adapters/{path.name}", {}).get("sha256", "")) if inside else ""
+
     def adapter_file(self, name: str) -> Path:
         """The file of an adapter; UsageError with the nearest names otherwise."""
         if name not in self.adapters:
@@ -129,7 +143,8 @@ class Bundle:
     def check_files(self, *, whole: bool) -> int:
         """Compare sizes and digests with the manifest; returns bytes read. EdgeftError lists every difference.
 
-        Without `whole` the weights' own file is only measured, not read, so that loading stays fast.
+        Without `whole` the weights and the adapters are only measured, so that loading stays fast: an adapter's digest
+        is compared when it is opened.
         """
         faults = Faults(f"{self.folder}: is not as it was exported")
         total = 0
@@ -140,7 +155,7 @@ class Bundle:
             size = path.stat().st_size
             if size != entry["size"]:
                 faults.add(name, declared=f"{entry['size']} bytes", found=f"{size} bytes")
-            elif whole or name != GRAPH_DATA:
+            elif whole or (name != GRAPH_DATA and not name.startswith("adapters/")):
                 total += size
                 found = sha256(path)
                 if found != entry["sha256"]:

@@ -83,6 +83,15 @@ class TensorFile(Mapping[str, Array]):
         """The shape, without touching the data."""
         return self._entries[name][1]
 
+    def sha256(self) -> str:
+        """Of the whole file, as it is mapped here."""
+        return hashlib.sha256(self._map).hexdigest()
+
+    def release(self) -> None:
+        """Let the system take back the memory of what was read; it is read again when it is needed."""
+        if hasattr(mmap, "MADV_DONTNEED") and self._map:
+            self._map.madvise(mmap.MADV_DONTNEED)  # type: ignore[union-attr]
+
     def raw(self, name: str) -> memoryview:
         """The stored bytes."""
         _, _, begin, end = self._entries[name]

@@ -190,7 +190,8 @@ def _ask_bundle(bundle: Path, subjects: dict[str, Subject], rows: list[list[int]
 def _compare(wanted: Array, found: Array, head: Head | None) -> dict[str, Any]:
     """The report of one subject, in the form of `verify.compare`."""
     cases = [verify.Case([], [], row[None], [int(row.argmax())], row[None]) for row in wanted]
-    report = verify.compare(cases, verify.Answers([[int(row.argmax())] for row in found], [row[None] for row in found]))
+    rows = [row[None] for row in found]
+    report = verify.compare(cases, verify.Answers([[int(row.argmax())] for row in found], rows, rows))
     report["of"] = "labels"
     if head is None:
         alike = (wanted * found).sum(-1) / np.maximum(np.linalg.norm(wanted, axis=-1) * np.linalg.norm(found, axis=-1),

@@ -94,10 +94,11 @@ def rewrite(model: ir.Model, slots: dict[str, SlotGroup], form: Form) -> None:
 def _sites(graph: ir.Graph) -> Iterator[Site]:
     for node in graph:
         product = node.inputs[1].producer() if node.op_type == "Add" and node.inputs[1] is not None else None
-        if product is None or product.op_type != "MatMul" or not str(product.inputs[1].name).endswith(".B") \
-                or product.inputs[1] not in graph.inputs:  # type: ignore[union-attr]
+        if product is None or product.op_type != "MatMul":
             continue
         gated, b = product.inputs
+        if b is None or b not in graph.inputs or not str(b.name).endswith(".B"):
+            continue
         narrow = gated.producer().inputs[0].producer()  # type: ignore[union-attr]
         read, a = narrow.inputs  # type: ignore[union-attr]
         yield Site(node.outputs[0], node.inputs[0], read, a, b)  # type: ignore[arg-type]

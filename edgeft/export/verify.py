@@ -77,6 +77,7 @@ class Answers:
 
     tokens: list[list[int]]
     logits: list[np.ndarray[Any, Any]]
+    contract: list[np.ndarray[Any, Any]]  # the same by the contract's graph
 
 
 def ask_bundle(bundle: Path, subjects: dict[str, tuple[list[Case], dict[str, float]]],
@@ -89,7 +90,8 @@ def ask_bundle(bundle: Path, subjects: dict[str, tuple[list[Case], dict[str, flo
     for name, (cases, _) in subjects.items():
         span = range(index, index + len(cases))
         answers[name] = Answers([found[f"{item}.tokens"].tolist() for item in span],
-                                [np.array(found[f"{item}.logits"]) for item in span])
+                                *([np.array(found[f"{item}.{part}"]) for item in span]
+                                  for part in ("logits", "contract")))
         index += len(cases)
     return answers, float(found.metadata["peak_mib"])
 
@@ -109,8 +111,11 @@ def probe(bundle: Path, items: Sequence[dict[str, Any]]) -> TensorFile:
 
 def compare(cases: Sequence[Case], answers: Answers) -> dict[str, Any]:
     """The report of one subject: logits, distributions and tokens against torch on the same weights."""
+    wanted = [case.logits for case in cases]
+    runner, contract = distance(wanted, answers.logits), distance(wanted, answers.contract)
     return {"prompts": len(cases), "tokens": sum(len(case.forced) for case in cases),
-            **distance([case.logits for case in cases], answers.logits),
+            "largest_logit_difference": max(runner["largest_logit_difference"], contract["largest_logit_difference"]),
+            "agreement": min(runner["agreement"], contract["agreement"]), "kl": max(runner["kl"], contract["kl"]),
             "greedy_equal": sum(tokens == case.tokens for tokens, case in zip(answers.tokens, cases, strict=True))}
 
 

@@ -8,8 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from edgeft.contract.errors import UsageError
 from edgeft.contract.memory import peak_mib
 
@@ -31,39 +29,41 @@ def bench(bundle: Path, adapters: Mapping[str, float] | None, *, prompt_tokens: 
         raise UsageError(f"--prompt-tokens {prompt_tokens} and --new-tokens {new_tokens} are more than the bundle's "
                          f"context of {model.context}.")
     used = model.adapters_for(adapters)
-    ids = [3 + index % (model.session.vocabulary - 3) for index in range(prompt_tokens)]
+    ids = [3 + index % (model.graphs.vocabulary - 3) for index in range(prompt_tokens)]
     runs = [_run(model, ids, new_tokens, used) for _ in range(repeats + 1)][1:]
     prefill, decode = (statistics.median(run[part] for run in runs) for part in (0, 1))
     return {"prefill": round(prompt_tokens / prefill, 2), "decode": round(new_tokens / decode, 2),
             "first_token_ms": round(1000 * prefill, 2), "load_ms": round(1000 * load_seconds, 1),
             "peak_mib": round(peak_mib(), 1), "adapter": "+".join(used) or None, "adapters": used,
-            "threads": model.session.threads, "prompt_tokens": prompt_tokens, "new_tokens": new_tokens,
+            "threads": model.threads, "prompt_tokens": prompt_tokens, "new_tokens": new_tokens,
             "repeats": repeats, "quant": model.bundle.manifest["quant"]["kind"],
             "soft_prompt": _soft_prompt(model, ids, used, repeats)}
 
 
 def _run(model: Model, ids: list[int], new: int, adapters: Mapping[str, float]) -> tuple[float, float]:
     """Seconds for the prefill and for `new` decode steps."""
-    cache = model.cache([adapters], len(ids) + new)
+    lanes = model.lanes([adapters], len(ids) + new)
     start = time.perf_counter()
-    token = int(cache.prefill([ids])[0].argmax())
+    token = int(lanes.prefill([ids])[0].argmax())
     middle = time.perf_counter()
     for _ in range(new):
-        token = int(cache.forward(np.asarray([[token]]), [1])[0, 0].argmax())
-    return middle - start, time.perf_counter() - middle
+        token = int(lanes.step([token])[0].argmax())
+    end = time.perf_counter()
+    lanes.close()
+    return middle - start, end - middle
 
 
 def _soft_prompt(model: Model, ids: list[int], adapters: Mapping[str, float], repeats: int) -> dict[str, Any] | None:
     """What a soft prompt costs before the first token, beside computing as many tokens of text; None without one."""
-    cache = model.cache([adapters], len(ids) + 1)
-    length = int(cache.lengths[0])
+    lanes = model.lanes([adapters], len(ids) + 1)
+    length = int(lanes.lengths[0])
     if not length:
         return None
-    cache.prefill([ids])
+    lanes.prefill([ids])
     copied = statistics.median(_seconds(model, ids, adapters) for _ in range(repeats))
     without = statistics.median(_seconds(model, ids, {}) for _ in range(repeats))
     computed = statistics.median(_seconds(model, [*ids[:1] * length, *ids], {}) for _ in range(repeats))
-    return {"tokens": length, "computed_tokens": int(cache.lengths[0]) - length,
+    return {"tokens": length, "computed_tokens": int(lanes.lengths[0]) - length,
             "first_token_ms": round(1000 * copied, 2), "first_token_ms_if_computed": round(1000 * computed, 2),
             "first_token_ms_without": round(1000 * without, 2)}
 
@@ -71,7 +71,7 @@ def _soft_prompt(model: Model, ids: list[int], adapters: Mapping[str, float], re
 def _seconds(model: Model, ids: list[int], adapters: Mapping[str, float]) -> float:
     """From the request to its first logits, caches and adapters' rows included."""
     start = time.perf_counter()
-    model.cache([adapters], len(ids) + 1).prefill([ids])
+    model.lanes([adapters], len(ids) + 1).prefill([ids])
     return time.perf_counter() - start
 
 

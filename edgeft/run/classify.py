@@ -181,7 +181,6 @@ def raw_outputs(model: Model, rows: Sequence[list[int]], adapters: Mapping[str, 
 
 def hidden_states(model: Model, rows: Sequence[list[int]], adapters: Rows) -> np.ndarray[Any, Any]:
     """One pass: rows of token ids, padded on the right, to hidden states [n, longest, hidden]."""
-    session = model.session
     if HIDDEN not in _outputs(model):
         raise EdgeftError(f"{model.bundle.folder}: its graph does not give hidden states. Export it again.")
     width = max(map(len, rows))
@@ -190,23 +189,26 @@ def hidden_states(model: Model, rows: Sequence[list[int]], adapters: Rows) -> np
     for row, tokens in enumerate(rows):
         ids[row, : len(tokens)], mask[row, : len(tokens)] = tokens, 1
     feeds = {"input_ids": ids, "attention_mask": mask}
-    for layer, (heads, size) in enumerate(session.layers):
+    for layer, (heads, size) in enumerate(model.graphs.layers):
         for part in ("key", "value"):
             feeds[f"past_key_values.{layer}.{part}"] = np.zeros((len(rows), heads, 0, size), np.float32)
-    slots = model.slots(adapters)
-    if slots.prefixes:
+    model.shelf.check(adapters)
+    slots = model.shelf.slots(adapters)
+    session = model.graphs.for_batch(scaled=any(name.endswith(".scale") for name in slots.rows))
+    if any(model.shelf.prefix(row) for row in adapters):
         raise UsageError("A soft prompt is for generating text; it stands before no text that is classified.")
-    values = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in {**feeds, **slots.rows}.items()}
+    values = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in
+              {**feeds, **slots.rows, **slots.shared}.items()}
     options = ort.RunOptions()
     options.only_execute_path_to_fetches = True  # a decoder's own head stays out of it
-    found = model.session.ort.run_with_ort_values([HIDDEN], {**values, **slots.shared}, options)
+    found = session.ort.run_with_ort_values([HIDDEN], values, options)
     return np.asarray(found[0].numpy())
 
 
 def _passes(model: Model, rows: Sequence[list[int]],
             adapters: Rows) -> Iterator[tuple[list[int], np.ndarray[Any, Any], list[int]]]:
     """Batches of texts of like length: their places, hidden states and token counts."""
-    alone = bool(model.session.layers) and not model.session.shared and model.session.padding != "anywhere"
+    alone = bool(model.graphs.layers) and not model.graphs.shared and model.graphs.padding != "anywhere"
     batch: list[int] = []
     for place in [*sorted(range(len(rows)), key=lambda place: -len(rows[place])), None]:
         full = batch and (place is None or len(rows[batch[0]]) * (len(batch) + 1) > TOKENS_PER_PASS
@@ -229,11 +231,11 @@ def _scores(head: Head, hidden: np.ndarray[Any, Any], counts: Sequence[int]) -> 
 
 
 def _embedding_pooling(model: Model) -> str:
-    return "last" if model.session.layers else "mean"
+    return "last" if model.graphs.layers else "mean"
 
 
 def _outputs(model: Model) -> dict[str, Any]:
-    return {item.name: item.shape for item in model.session.ort.get_outputs()}
+    return model.graphs.outputs
 
 
 def _width(model: Model) -> int:

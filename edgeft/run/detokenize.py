@@ -14,6 +14,7 @@ class Detokenizer:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._ids: list[int] = []
+        self._before = 0  # characters of the text up to what was read
         self._start = self._read = 0  # decoding starts a little before what is new: a token's text depends on the last
 
     def step(self, token: int) -> str:
@@ -26,11 +27,13 @@ class Detokenizer:
         return self._new(whole=True)
 
     def _new(self, *, whole: bool) -> str:
-        before, after = self._text(self._read), self._text(len(self._ids))
-        if (not whole and after.endswith(BROKEN)) or len(after) <= len(before):
+        after = self._text(len(self._ids))
+        if (not whole and after.endswith(BROKEN)) or len(after) <= self._before:
             return ""
+        new = after[self._before :]
         self._start, self._read = self._read, len(self._ids)
-        return after[len(before):]
+        self._before = len(self._text(self._read))
+        return new
 
     def _text(self, end: int) -> str:
         return self._tokenizer.decode(self._ids[self._start : end], skip_special_tokens=True)

@@ -66,8 +66,9 @@ def mean_loss(model: Model, examples: Sequence[Example], adapters: Mapping[str, 
     """(nats per token that carries loss, how many such tokens)."""
     total, tokens = 0.0, 0
     for example in examples:
-        cache = model.cache([adapters], len(example.ids))
-        logits = cache.forward(np.asarray([example.ids]), [len(example.ids)])[0, :-1]
+        lanes = model.lanes([adapters], len(example.ids))
+        logits = lanes.forward(np.asarray([example.ids]))[0, :-1]
+        lanes.close()
         keep = np.asarray(example.mask[1:])
         rows, targets = logits[keep].astype(np.float64), np.asarray(example.ids[1:])[keep]
         shifted = rows - rows.max(-1, keepdims=True)

@@ -21,24 +21,42 @@ from .model import Model
 
 
 def answer(model: Model, ids: list[int], forced: list[int], new: int, adapters: dict[str, float]) -> dict[str, Any]:
-    """Greedy tokens by the decode path, and logits [prompt + forced, vocab] by one teacher-forced pass."""
-    cache = model.cache([adapters], len(ids) + new)
-    logits = cache.prefill([ids])[0]
+    """Greedy tokens, and logits [prompt + forced, vocab] as the runner makes them: the prompt, then token by token."""
+    lanes = model.lanes([adapters], len(ids) + new)
+    logits = lanes.prefill([ids])[0]
     tokens: list[int] = []
     while len(tokens) < new:
         tokens.append(int(logits.argmax()))
         if tokens[-1] in model.eos or len(tokens) == new:
             break
-        logits = cache.forward(np.asarray([[tokens[-1]]]), [1])[0, 0]
-    whole = model.cache([adapters], len(ids) + len(forced))
-    forced_logits = whole.forward(np.asarray([[*ids, *forced]]), [len(ids) + len(forced)])[0]
-    return {"tokens": np.asarray(tokens, np.int64), "logits": np.array(forced_logits)}
+        logits = lanes.step([tokens[-1]])[0]
+    lanes.close()
+    again = model.lanes([adapters], len(ids) + len(forced))
+    parts = [np.array(again.feed(0, ids, keep=0)), *(np.array(again.step([token])) for token in forced)]
+    again.close()
+    return {"tokens": np.asarray(tokens, np.int64), "logits": np.concatenate(parts)}
+
+
+def contract_logits(model: Model, ids: list[int], adapters: dict[str, float]) -> np.ndarray[Any, Any]:
+    """Logits [ids, vocab] of one pass through the contract's graph, which the runner may do without."""
+    kind = model.shelf.kind(adapters)
+    slots = model.shelf.slots([adapters])
+    session = model.graphs.for_batch(scaled=kind == "scale")
+    prefix = model.shelf.prefix(adapters)
+    before = prefix[0][0].shape[1] if prefix else 0
+    feeds = {"input_ids": np.asarray([ids]), "attention_mask": np.ones((1, before + len(ids)), np.int64),
+             **slots.shared, **slots.rows}
+    for layer, (heads, size) in enumerate(model.graphs.layers):
+        for place, part in enumerate(("key", "value")):
+            feeds[f"past_key_values.{layer}.{part}"] = prefix[layer][place][None] if prefix \
+                else np.zeros((1, heads, 0, size), np.float32)
+    return np.asarray(session.ort.run(["logits"], feeds)[0][0])
 
 
 def main() -> None:
     """Answer every item of the job."""
     job = json.loads(Path(sys.argv[1]).read_text())
-    model = Model(job["bundle"])
+    model = Model(job["bundle"], several=True, keep_prompts=0)
     found: dict[str, Any] = {}
     for index, item in enumerate(job["items"]):
         if "rows" in item:
@@ -46,6 +64,7 @@ def main() -> None:
             continue
         for key, value in answer(model, item["ids"], item["forced"], item["new"], item["adapters"]).items():
             found[f"{index}.{key}"] = value
+        found[f"{index}.contract"] = contract_logits(model, [*item["ids"], *item["forced"]], item["adapters"])
     write_tensors(Path(sys.argv[2]), found, {"peak_mib": str(round(peak_mib(), 1))})
 
 

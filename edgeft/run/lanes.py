@@ -1,0 +1,310 @@
+"""The rows of a running batch: their keys and values, their adapters' matrices, and the bindings over both.
+
+A row joins, takes tokens in (alone any number of them, or one together with all others), can be wound back, and
+leaves; the last row then moves into its place. Nothing is allocated or bound anew from one token to the next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+from edgeft.contract.bundle import LOGITS_TO_KEEP
+from edgeft.contract.errors import EdgeftError
+
+from . import packing
+from .session import ROWS, Graphs, Session
+from .shelf import Shelf, Used
+
+Array = np.ndarray[Any, Any]
+CHUNK = 256  # tokens of a prompt in one pass: more are hardly faster, and take more memory
+SCORES = 16 << 20  # bytes that the attention scores of a chunk may take
+Place = tuple[int, str]  # layer, "key" or "value"
+
+
+class Binding:
+    """A graph bound to some of the rows; `held` keeps alive what the binding knows only by address."""
+
+    def __init__(self, session: Session, rows: int) -> None:
+        self.session, self.rows = session, rows
+        self.io = session.ort.io_binding()
+        self.held: dict[str, ort.OrtValue] = {}
+        self.slots: object = None  # of which rows with which adapters the slots are bound
+        self.ids: Array = np.zeros((rows, 1), np.int64)
+        self.logits: Array | None = None
+        self._keep = np.zeros(1, np.int64)
+
+    def give(self, name: str, array: Array) -> None:
+        """Bind an input to an array, which is read at every run."""
+        self.held[name] = ort.OrtValue.ortvalue_from_numpy(array)
+        self.io.bind_ortvalue_input(name, self.held[name])
+
+    def take(self, name: str) -> None:
+        """Bind an output to the input's own memory under another name."""
+        self.io.bind_ortvalue_output(name.replace("past_key_values", "present"), self.held[name])
+
+    def run(self, ids: Array, keep: int, vocabulary: int) -> Array:
+        """One pass; logits [rows, kept, vocabulary], in a buffer that the next pass of this shape overwrites."""
+        if self.session.keeps and (LOGITS_TO_KEEP not in self.held or self._keep[0] != keep):
+            self._keep[0] = keep
+            self.give(LOGITS_TO_KEEP, self._keep)
+        if ids.shape != self.ids.shape or "input_ids" not in self.held:
+            self.ids = np.zeros(ids.shape, np.int64)
+            self.give("input_ids", self.ids)
+        self.ids[...] = ids
+        kept = keep if keep and self.session.keeps else ids.shape[1]
+        if self.logits is None or self.logits.shape[1] != kept:
+            value = ort.OrtValue.ortvalue_from_shape_and_type((self.rows, kept, vocabulary), np.float32)
+            self.held["logits"], self.logits = value, value.numpy()
+            self.io.bind_ortvalue_output("logits", value)
+        self.session.ort.run_with_iobinding(self.io)
+        return self.logits if not keep else self.logits[:, -keep:]
+
+
+class Lanes:
+    """Rows over one buffer per layer, past and present at once: nothing is copied per token (GroupQueryAttention)."""
+
+    joins = True  # rows may come and go while others run
+
+    def __init__(self, graphs: Graphs, shelf: Shelf, capacity: int, rows: int = 1) -> None:
+        if capacity > shelf.bundle.context:
+            raise EdgeftError(f"{capacity} tokens are wanted and the bundle's context is {shelf.bundle.context}.")
+        self.graphs, self.shelf = graphs, shelf
+        self.used: list[Used] = []
+        self._kinds: list[str] = []  # of each row's adapters, and their key
+        self._keys: list[Any] = []
+        self._about: tuple[list[Any], ...] = (self.used, self._kinds, self._keys)
+        self.lengths = np.zeros(0, np.int64)  # tokens held per row, soft prompts included
+        self.capacity = self.most = 0
+        self.buffers: dict[Place, Array] = {}
+        self._mask = np.zeros((0, 0), np.int64)
+        self._bindings: dict[tuple[str, int, int], Binding] = {}
+        self._matrices: packing.RowMatrices | None = None
+        self._matrices_size = 0
+        self._grow(rows, capacity)
+
+    @property
+    def rows(self) -> int:
+        """How many rows are running."""
+        return len(self.used)
+
+    def key(self, row: int) -> Any:
+        """Which adapters a row has, with their scales."""
+        return self._keys[row]
+
+    def row_bytes(self, capacity: int) -> int:
+        """What so many tokens of one row take."""
+        return sum(2 * 4 * heads * size * capacity for heads, size in self.graphs.layers)
+
+    def _grow(self, rows: int, capacity: int) -> None:
+        """Room for so many rows of so many tokens; what the rows hold is kept."""
+        rows, capacity = max(rows, self.most), max(capacity, self.capacity)
+        if (rows, capacity) == (self.most, self.capacity):
+            return
+        change = rows * self.row_bytes(capacity) - self.most * self.row_bytes(self.capacity)
+        self.shelf.budget.reserve(change, f"A cache for {rows} request(s) of {capacity} tokens")
+        self._bindings.clear()
+        for layer, (heads, size) in enumerate(self.graphs.layers):
+            for part in ("key", "value"):
+                fresh = np.zeros((rows, heads, capacity, size), np.float32)
+                old = self.buffers.get((layer, part))
+                if old is not None and self.rows:
+                    longest = int(self.lengths.max())
+                    fresh[: self.rows, :, :longest] = old[: self.rows, :, :longest]
+                self.buffers[layer, part] = fresh
+        mask = np.zeros((rows, capacity), np.int64)
+        mask[: self.rows, : self.capacity] = self._mask[: self.rows]
+        self._mask, self.most, self.capacity = mask, rows, capacity
+
+    def close(self) -> None:
+        """Give the memory back."""
+        while self.used:
+            self.leave(len(self.used) - 1)
+        self.shelf.budget.reserve(-self.most * self.row_bytes(self.capacity) - self._matrices_size, "")
+        self.most = self._matrices_size = 0
+        self._bindings.clear()
+
+    def join(self, used: Used, capacity: int = 0) -> int:
+        """One more row with these adapters, its soft prompt in place; returns its index."""
+        prefix = self.shelf.prefix(used)
+        length = prefix[0][0].shape[1] if prefix else 0
+        if length >= max(capacity, self.capacity):
+            raise EdgeftError(f"The soft prompt takes {length} tokens, and the cache holds "
+                              f"{max(capacity, self.capacity)}: no room is left for a prompt.")
+        row = self.rows
+        self._grow(row + 1 if row < self.most else max(row + 1, 2 * self.most if row else 1), capacity)
+        for layer, (key, value) in prefix.items():
+            self.buffers[layer, "key"][row, :, :length] = key
+            self.buffers[layer, "value"][row, :, :length] = value
+        self._mask[row, :length], self._mask[row, length:] = 1, 0
+        self.used.append(used)
+        self._kinds.append(self.shelf.kind(used))
+        self._keys.append(self.shelf.key(used))
+        self.lengths = np.append(self.lengths, length)
+        self.shelf.use(used)
+        return row
+
+    def leave(self, row: int) -> None:
+        """Take a row out; the last one moves into its place."""
+        last = self.rows - 1
+        self.shelf.release(self.used[row])
+        if row != last:
+            length = int(self.lengths[last])
+            for buffer in self.buffers.values():
+                buffer[row, :, :length] = buffer[last, :, :length]
+            self._mask[row], self.lengths[row] = self._mask[last], self.lengths[last]
+        for held in self._about:
+            held[row] = held[last]
+            held.pop()
+        self.lengths = self.lengths[:last].copy()
+
+    def swap(self, one: int, other: int) -> None:
+        """Two rows change places."""
+        for buffer in self.buffers.values():
+            buffer[[one, other]] = buffer[[other, one]]
+        self._mask[[one, other]] = self._mask[[other, one]]
+        self.lengths[[one, other]] = self.lengths[[other, one]]
+        for held in self._about:
+            held[one], held[other] = held[other], held[one]
+
+    def rewind(self, row: int, length: int) -> None:
+        """Forget a row's tokens from `length` on."""
+        self._mask[row, length : self.lengths[row]] = 0
+        self.lengths[row] = length
+
+    def copy_out(self, row: int, length: int) -> dict[str, Array]:
+        """A row's first keys and values, in memory of their own."""
+        made = packing.allocate({f"{layer}.{part}": (buffer.shape[1], length, buffer.shape[3])
+                                 for (layer, part), buffer in self.buffers.items()})
+        for (layer, part), buffer in self.buffers.items():
+            made[f"{layer}.{part}"][...] = buffer[row, :, :length]
+        return made
+
+    def copy_in(self, row: int, kept: Mapping[str, Array], length: int) -> None:
+        """Start a row with the first `length` of what `copy_out` gave."""
+        for (layer, part), buffer in self.buffers.items():
+            buffer[row, :, :length] = kept[f"{layer}.{part}"][:, :length]
+        self._mask[row, :length] = 1
+        self.lengths[row] = length
+
+    def feed(self, row: int, ids: Sequence[int], *, keep: int = 1) -> Array:
+        """One row takes tokens in; logits of the last `keep`, or with 0 of all: [kept, vocabulary]."""
+        chunk = self.chunk
+        if len(ids) <= chunk:
+            return self._pass(row, row + 1, np.asarray([ids], np.int64), keep)[0]
+        parts = [np.array(self._pass(row, row + 1, np.asarray([ids[start : start + chunk]], np.int64), keep)[0])
+                 for start in range(0, len(ids), chunk)]
+        return np.concatenate(parts) if not keep else parts[-1]
+
+    @property
+    def chunk(self) -> int:
+        """Tokens of one pass, so that the scores of its attention stay small."""
+        heads = max((heads for heads, _ in self.graphs.layers), default=1) * 4  # query heads a key head, at a guess
+        return max(16, min(CHUNK, SCORES // (4 * heads * self.capacity)))
+
+    def step(self, tokens: Sequence[int], rows: int | None = None) -> Array:
+        """The first rows take one token each; logits [rows, vocabulary] in a buffer that the next step overwrites."""
+        return self._pass(0, self.rows if rows is None else rows, np.asarray(tokens, np.int64)[:, None], 1)[:, 0]
+
+    def forward(self, ids: Array) -> Array:
+        """All rows take ids [rows, seq] in; logits of every position [rows, seq, vocabulary]."""
+        if ids.shape[1] == 1:
+            return self.step(ids[:, 0].tolist())[:, None]
+        return np.stack([np.array(self.feed(row, part.tolist(), keep=0)) for row, part in enumerate(ids)])
+
+    def prefill(self, prompts: Sequence[Sequence[int]]) -> Array:
+        """Every row takes its prompt in; logits [rows, vocabulary] after its last token."""
+        return np.stack([np.array(self.feed(row, prompt)[-1]) for row, prompt in enumerate(prompts)])
+
+    def _pass(self, start: int, stop: int, ids: Array, keep: int) -> Array:
+        count = ids.shape[1]
+        after = self.lengths[start:stop] + count
+        if int(after.max()) > self.capacity:
+            raise EdgeftError(f"The cache holds {self.capacity} tokens, and {int(after.max())} are wanted.")
+        binding = self._bound(start, stop, single=count == 1)
+        for row in range(start, stop):
+            self._mask[row, self.lengths[row] : self.lengths[row] + count] = 1
+        logits = binding.run(ids, keep, self.graphs.vocabulary)
+        self.lengths[start:stop] = after
+        return logits
+
+    def _bound(self, start: int, stop: int, *, single: bool) -> Binding:
+        kinds = self._kinds[start:stop]
+        kind = "scale" if "scale" in kinds else "lowrank" if "lowrank" in kinds else ""
+        session = self.graphs.for_step(kind, single=single)
+        where = (session.file, start, stop)
+        binding = self._bindings.get(where)
+        if binding is None or binding.session is not session:
+            binding = self._bindings[where] = self._bind(session, start, stop)
+        if session.slotted:
+            self._give_slots(binding, start, self.used[start:stop], self._keys[start:stop])
+        return binding
+
+    def _bind(self, session: Session, start: int, stop: int) -> Binding:
+        binding = Binding(session, stop - start)
+        for (layer, part), buffer in self.buffers.items():
+            binding.give(f"past_key_values.{layer}.{part}", buffer[start:stop])
+            binding.take(f"past_key_values.{layer}.{part}")
+        binding.give("attention_mask", self._mask[start:stop])
+        return binding
+
+    def _give_slots(self, binding: Binding, start: int, used: Sequence[Used], keys: list[Any]) -> None:
+        if binding.slots == keys and binding.session.file not in ROWS:
+            return
+        if binding.session.file not in ROWS:
+            slots = self.shelf.slots(used)
+            values: Mapping[str, Array] = {**slots.shared, **slots.rows}
+            values = {**values, **{name: array for name, array in defaults(binding.session).items()
+                                   if name in binding.held and name not in values}}
+        elif len(set(keys)) == 1:
+            if binding.slots == keys[:1]:
+                return
+            values = {**self.shelf.nothing, **self.shelf.matrices(used[0])[1]}
+            keys = keys[:1]
+        else:
+            if self._place(start, used, keys) and binding.slots == [self._matrices, *keys]:
+                return
+            assert self._matrices is not None
+            values = {**self.shelf.nothing, **{name: array[start:] for name, array in
+                                               self._matrices.values(start + len(used)).items()}}
+            keys = [self._matrices, *keys]
+        for name, array in values.items():
+            binding.give(name, array)
+        binding.slots = keys
+
+    def _place(self, start: int, used: Sequence[Used], keys: Sequence[Any]) -> bool:
+        """Every row's own matrices into the room that rows share; whether that room was there already."""
+        needs = [self.shelf.ranks(row) for row in used]
+        ranks = {name: max(need[name] for need in needs) for name in needs[0]}
+        stop, kept = start + len(used), True
+        if self._matrices is None or not self._matrices.fits(stop, ranks):
+            old = self._matrices
+            ranks = {name: max(rank, old.ranks[name] if old else 0) for name, rank in ranks.items()}
+            rows = max(stop, self.most)
+            size = sum(4 * int(np.prod(shape)) for group in self.shelf.groups if ranks[group.name]
+                       for shape in packing.shapes(group, rows, ranks[group.name]))
+            self.shelf.budget.reserve(size - self._matrices_size,
+                                      f"Room for {rows} requests, each with its own adapters,")
+            self._matrices_size, kept = size, False
+            self._matrices = packing.RowMatrices(self.shelf.groups, rows, ranks)
+        for row, (mix, key) in enumerate(zip(used, keys, strict=True), start):
+            if self._matrices.held[row] != key:
+                self._matrices.place(row, key, self.shelf.matrices(mix)[1] if key else {})
+        return kept
+
+
+def defaults(session: Session) -> dict[str, Array]:
+    """What a slot of the contract's graph holds when no adapter is bound to it."""
+    made = {}
+    for name, shape in session.inputs.items():
+        if name == "adapter_gate" or name.endswith(".scale"):
+            made[name] = np.ones((1, 1, 1), np.float32)
+        elif name.endswith((".A", ".B")):
+            first = name.endswith(".A")
+            rank = str(shape[1 if first else 0])
+            count = int(rank.rpartition("x")[2]) if "x" in rank else 1
+            made[name] = np.zeros((shape[0], count) if first else (count, shape[1]), np.float32)
+    return made
