@@ -92,14 +92,16 @@ def measure(bundle: str, prompt: str, new: str) -> dict[str, dict[str, float]]:
 
 def _one(model: Any, rows: list[dict[str, float]], length: int, new: int) -> tuple[float, float]:
     """Seconds to the first logits, and tokens per second of all rows after it."""
-    ids = [[3 + index % (model.session.vocabulary - 3) for index in range(length)]] * len(rows)
+    ids = [[3 + index % (model.graphs.vocabulary - 3) for index in range(length)]] * len(rows)
     start = time.perf_counter()
-    cache = model.cache(rows, length + new)
-    tokens = cache.prefill(ids).argmax(-1)
+    lanes = model.lanes(rows, length + new)
+    tokens = lanes.prefill(ids).argmax(-1)
     middle = time.perf_counter()
     for _ in range(new - 1):
-        tokens = cache.forward(tokens[:, None].astype(np.int64), [1] * len(rows))[:, 0].argmax(-1)
-    return middle - start, len(rows) * (new - 1) / (time.perf_counter() - middle)
+        tokens = lanes.step(tokens.tolist()).argmax(-1)
+    seconds = time.perf_counter() - middle
+    lanes.close()
+    return middle - start, len(rows) * (new - 1) / seconds
 
 
 def _write_others(model: Any, folder: Path) -> None:

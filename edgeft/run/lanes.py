@@ -203,7 +203,7 @@ class Lanes:
     def chunk(self) -> int:
         """Tokens of one pass, so that the scores of its attention stay small."""
         heads = max((heads for heads, _ in self.graphs.layers), default=1) * 4  # query heads a key head, at a guess
-        return max(16, min(CHUNK, SCORES // (4 * heads * self.capacity)))
+        return min(CHUNK, max(16, SCORES // (4 * heads * self.capacity)))
 
     def step(self, tokens: Sequence[int], rows: int | None = None) -> Array:
         """The first rows take one token each; logits [rows, vocabulary] in a buffer that the next step overwrites."""

@@ -84,6 +84,11 @@ class Graphs:
         self.vocabulary = int(first.outputs["logits"][2]) if "logits" in first.outputs else 0
 
     @property
+    def opened(self) -> list[str]:
+        """Files of the graphs that are open."""
+        return list(self._open)
+
+    @property
     def weight_bytes(self) -> int:
         """What the weights take: as they lie in the file, and without prepared ones a prepacked copy beside it."""
         return 2 * (self.bundle.folder / GRAPH_DATA).stat().st_size

@@ -48,6 +48,11 @@ class Shelf:
         """All adapters that can be asked for."""
         return [*self.bundle.adapters, *self._paths]
 
+    @property
+    def opened(self) -> Mapping[str, Adapter]:
+        """Adapters whose files are open and checked."""
+        return self._open
+
     def register(self, name: str, path: Path) -> None:
         """Offer an adapter file under a new name; it is opened and checked when it is first used."""
         if name in self._paths or name in self._open or name in self.bundle.adapters:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edgeft.contract.bundle import SCALED_GRAPH
 from edgeft.contract.errors import EdgeftError, UsageError
 from edgeft.contract.heads import Head
 from edgeft.contract.tensors import TensorFile, write_tensors
@@ -92,7 +93,7 @@ def test_ia3_classifies_beside_and_a_soft_prompt_says_that_it_cannot(any_base: C
     model = load(export_bundle(tmp_path / "beside", run, "--quant", "fp32"))
     wanted = torch_scores(base, run, COLORS)
     check(model.classify(ASKED), wanted)
-    assert model.session.scaled
+    assert SCALED_GRAPH in model.graphs.opened
     assert differs(model.classify(ASKED, adapters={"colors": 0.0}), wanted)
     call("train", "prompt_tuning", "--base", base, "--data", colors, "--out", tmp_path / "soft", code=1)
 

@@ -68,7 +68,8 @@ def test_a_good_bundle(bundle):
     assert read.slots[0].to_json() == GROUP
     assert read.adapter_file("light") == bundle / "adapters/light.safetensors"
     assert read.check_files(whole=True) == sum(map(len, FILES.values()))
-    assert read.check_files(whole=False) == sum(map(len, FILES.values())) - len(FILES[GRAPH_DATA])
+    later = [name for name in FILES if name == GRAPH_DATA or name.startswith("adapters/")]  # adapters: when one is opened
+    assert read.check_files(whole=False) == sum(map(len, FILES.values())) - sum(len(FILES[name]) for name in later)
 
 
 def test_an_adapter_that_is_not_there(bundle):
@@ -130,7 +131,7 @@ def test_a_manifest_that_is_wrong_further_down(bundle, edit):
 @pytest.mark.parametrize("name", [name for name in FILES if name != GRAPH_DATA])
 def test_a_flipped_byte_is_found(bundle, name):
     (bundle / name).write_bytes(bytes([FILES[name][0] ^ 1]) + FILES[name][1:])
-    for whole in (True, False):
+    for whole in (True, False) if not name.startswith("adapters/") else (True,):
         message = broken(bundle, whole)
         assert f"  {name}  declared sha256" in message
         assert message.count("declared") == 1

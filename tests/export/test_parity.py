@@ -117,7 +117,7 @@ def test_a_plain_peft_folder_goes_straight_in(base: Path, tmp_path: Path, merge:
         assert model.generate(prompt, max_tokens=24).tokens == torch_greedy(base, folder, prompt)
     if not merge:
         assert "lm_head.A" in TensorFile(out / "adapters" / "wild.safetensors")
-        assert model.shelf.loaded["wild"].rank == 7
+        assert model.shelf.opened["wild"].rank == 7
 
 
 @pytest.mark.parametrize("options", [

@@ -127,9 +127,9 @@ def assert_equals_peft(bundle: Path, base: Path, folder: Path, adapters: dict[st
     model = load(bundle)
     ids = [model.encode(prompt, adapters, raw=True) for prompt in PROMPTS]
     assert len(ids[0]) != len(ids[1])
-    cache = model.cache([adapters, adapters], 64)
+    lanes = model.lanes([adapters, adapters], 64)
     wanted, tokens = zip(*torch_answers(base, folder, ids), strict=True)
-    np.testing.assert_allclose(cache.prefill(ids), np.stack(wanted), atol=1e-3)
+    np.testing.assert_allclose(lanes.prefill(ids), np.stack(wanted), atol=1e-3)
     answers = model.batch(PROMPTS, adapters=[adapters, adapters], max_tokens=6, raw=True)
     assert [answer.tokens for answer in answers] == list(tokens)
     untouched = torch_answers(base, None, ids)

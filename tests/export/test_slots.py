@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edgeft.contract.bundle import SCALED_GRAPH
 from edgeft.contract.errors import EdgeftError, UsageError
 from edgeft.contract.tensors import TensorFile, write_tensors
 from edgeft.run import Model, load
@@ -50,24 +51,25 @@ def mixed(bundle: Path, runs: dict[str, Path], tmp_path_factory: pytest.TempPath
 
 def last_logits(model: Model, rows: list[dict[str, float]], prompts: list[list[int]]) -> np.ndarray[Any, Any]:
     """Logits after the prompt and after three more tokens [rows, 2, vocab], by prefill and by decode."""
-    cache = model.cache(rows, max(map(len, prompts)) + 8)
-    first = cache.prefill(prompts)
+    lanes = model.lanes(rows, max(map(len, prompts)) + 8)
+    first = lanes.prefill(prompts)
     for token in (20, 30, 40):
-        step = cache.forward(np.full((len(rows), 1), token), [1] * len(rows))
-    return np.stack([first, step[:, 0]], axis=1)
+        step = np.array(lanes.step([token] * len(rows)))
+    lanes.close()
+    return np.stack([first, step], axis=1)
 
 
 def check_mixture(model: Model, rows: list[tuple[dict[str, float], str]]) -> None:
     """Each row of the mixed batch equals the row alone, and no two kinds answer alike."""
     ids = [model.encode(prompt + "\n", {}, raw=True) for _, prompt in rows]
     whole = last_logits(model, [used for used, _ in rows], ids)
-    session = model.session
+    graphs = model.graphs.opened
     for row, (used, _) in enumerate(rows):
         alone = last_logits(model, [used], [ids[row]])
         assert np.abs(whole[row] - alone[0]).max() < 1e-4
         if used:
             assert np.abs(alone - last_logits(model, [{}], [ids[row]])).max() > 1e-2
-    assert model.session is session  # adapters came and went, the session stayed
+    assert model.graphs.opened == graphs  # adapters came and went, the session stayed
 
 
 def test_five_kinds_in_one_batch_equal_each_row_alone(mixed: Path) -> None:
@@ -81,9 +83,9 @@ def test_five_kinds_in_one_batch_equal_each_row_alone(mixed: Path) -> None:
 def test_a_bundle_opens_the_scaled_graph_only_when_it_must(mixed: Path) -> None:
     model = load(str(mixed))
     plain = last_logits(model, [{"colors": 1.0}], [[1, 20, 30]])
-    assert not model.session.scaled
+    assert SCALED_GRAPH not in model.graphs.opened
     changed = last_logits(model, [{"colors": 1.0, "ia3": 1.0}], [[1, 20, 30]])
-    assert model.session.scaled
+    assert SCALED_GRAPH in model.graphs.opened
     assert np.abs(changed - plain).max() > 1e-2
     assert np.abs(last_logits(model, [{"colors": 1.0}], [[1, 20, 30]]) - plain).max() < 1e-4
     assert np.abs(last_logits(model, [{"colors": 1.0, "ia3": 0.0}], [[1, 20, 30]]) - plain).max() < 1e-4
@@ -156,7 +158,7 @@ def test_a_soft_prompt_takes_its_part_of_the_context(mixed: Path) -> None:
     model = load(str(mixed))
     fits = model.context - 5 - 1
     prompt = [20] * fits
-    assert model.cache([{"prompt_tuning": 1.0}], fits + 1).prefill([prompt]).shape[0] == 1
+    assert model.lanes([{"prompt_tuning": 1.0}], fits + 1).prefill([prompt]).shape[0] == 1
     with pytest.raises(EdgeftError, match="after a soft prompt of 5"):
         model.generate("cat " * 251, adapters={"prompt_tuning": 1.0}, raw=True)
 
@@ -185,7 +187,7 @@ def test_a_file_that_does_not_fit_is_refused(mixed: Path, tmp_path: Path, adapte
     model = load(str(mixed))
     with pytest.raises(EdgeftError, match=word):
         model.load_adapter("wrong", altered(mixed, adapter, tmp_path / "wrong.safetensors", change))
-    assert "wrong" not in model.shelf.loaded
+    assert "wrong" not in model.shelf.names
 
 
 def test_a_prefix_as_long_as_the_context_is_refused_at_export(base: Path, data: Path, tmp_path: Path) -> None:

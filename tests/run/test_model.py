@@ -57,7 +57,10 @@ def test_scale_and_stack_add_up(model: Model, bundle: Path, tmp_path: Path) -> N
 
 def logits(model: Model, adapters: dict[str, float]) -> np.ndarray:
     """Last logits of a prompt."""
-    return model.cache([adapters], 16).prefill([[1, 20, 30, 40]])[0]
+    lanes = model.lanes([adapters], 16)
+    found = np.array(lanes.prefill([[1, 20, 30, 40]])[0])
+    lanes.close()
+    return found
 
 
 def test_a_batch_equals_each_row_alone(model: Model, bundle: Path, tmp_path: Path) -> None:
@@ -74,7 +77,7 @@ def test_a_batch_equals_each_row_alone(model: Model, bundle: Path, tmp_path: Pat
 
 def test_a_long_prompt_goes_in_by_chunks(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = model.generate(PROMPT, adapters={"colors": 1.0}).tokens
-    monkeypatch.setattr("edgeft.run.session.PREFILL_CHUNK", 3)
+    monkeypatch.setattr("edgeft.run.lanes.CHUNK", 3)
     assert model.generate(PROMPT, adapters={"colors": 1.0}).tokens == whole
 
 
@@ -130,7 +133,7 @@ def test_an_adapter_that_does_not_fit_is_refused(model: Model, bundle: Path, tmp
         path = tmp_path / "b.safetensors"
     with pytest.raises(EdgeftError, match=word):
         model.load_adapter("wrong", path)
-    assert "wrong" not in model.shelf.loaded
+    assert "wrong" not in model.shelf.names
 
 
 def test_a_flipped_byte_is_noticed(bundle: Path, tmp_path: Path) -> None:
