@@ -20,6 +20,7 @@ from edgeft.contract.prompt import PromptFormat
 
 from . import classify as classes
 from .adapters import Adapter, Shelf
+from .constrain import Constraint, grammar_for
 from .detokenize import Detokenizer
 from .sampling import Sampler
 from .session import Cache, Session, Slots
@@ -120,7 +121,8 @@ class Model:
         """Answer one prompt.
 
         options: task (whose prompt template to use), max_tokens=128, temperature, top_k, top_p, min_p,
-        repetition_penalty, seed, stop=(), raw=False.
+        repetition_penalty, seed, stop=(), raw=False, json_schema (a dict or JSON text) or grammar (Lark text), which
+        the answer must keep to.
         """
         return self.batch([prompt], adapters=[adapters], **options)[0]
 
@@ -161,7 +163,8 @@ class Model:
 
     def _run(self, prompts: Sequence[str | Messages], wanted: Sequence[Adapters | None], *, max_tokens: int = 128,
              stop: Sequence[str] | str = (), raw: bool = False, seed: int | None = None,
-             task: str | Sequence[str | None] | None = None, **sampling: Any) -> Iterator[tuple[int, str]]:
+             task: str | Sequence[str | None] | None = None, json_schema: Mapping[str, Any] | str | None = None,
+             grammar: str | None = None, **sampling: Any) -> Iterator[tuple[int, str]]:
         """Yield (row, piece of text) as it comes, and (row, Generation) when a row has ended."""
         tasks = [task] * len(prompts) if task is None or isinstance(task, str) else list(task)
         if len(prompts) != len(wanted) or len(prompts) != len(tasks) or not prompts:
@@ -183,7 +186,9 @@ class Model:
                                   "no room is left for an answer.")
         chosen_sampling = {**self.defaults, **{key: value for key, value in sampling.items() if value is not None}}
         stops = [stop] if isinstance(stop, str) else list(stop)
-        rows = [_Row(self, row, prompt, used[row], _sampler(chosen_sampling, seed), stops, max_tokens)
+        language = grammar_for(self, json_schema, grammar)
+        rows = [_Row(self, row, prompt, used[row], _sampler(chosen_sampling, seed), stops, max_tokens,
+                     language.start() if language else None)
                 for row, prompt in enumerate(ids)]
         cache = self.cache(used, longest + max_tokens)
         yield from _decode(cache, rows)
@@ -246,7 +251,8 @@ class _Row:
     """One request while it runs."""
 
     def __init__(self, model: Model, index: int, prompt: list[int], adapters: dict[str, float], sampler: Sampler,
-                 stops: list[str], max_tokens: int) -> None:
+                 stops: list[str], max_tokens: int, constraint: Constraint | None = None) -> None:
+        self.constraint = constraint
         self.model, self.index, self.prompt, self.adapters = model, index, prompt, adapters
         self.sampler, self.stops, self.max_tokens = sampler, stops, max_tokens
         self.tokens: list[int] = []
@@ -257,14 +263,21 @@ class _Row:
 
     def take(self, logits: np.ndarray[Any, Any], cache: Cache) -> str:
         """Choose the next token; returns the text that is now certain."""
+        if self.constraint:
+            logits = logits.copy()
+            self.constraint.mask(logits)
         token = self.sampler(logits, self.prompt + self.tokens if self.sampler.repetition_penalty != 1 else [])
         self.tokens.append(token)
+        if self.constraint:
+            self.constraint.take(token)
         if token in self.model.eos:
             self.finish = "eos"
         else:
             self.text += self._decoder.step(token)
             self._stop_at_text()
-            if not self.finish and len(self.tokens) >= self.max_tokens:
+            if not self.finish and self.constraint and self.constraint.done:
+                self.finish = "eos"  # whole without one: the pass that would only say so is saved
+            elif not self.finish and len(self.tokens) >= self.max_tokens:
                 self.finish = "length"
             elif not self.finish and cache.lengths[self.index] + 1 >= self.model.context:
                 self.finish = "context"
