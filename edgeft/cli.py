@@ -259,10 +259,8 @@ for listing in (methods_command, devices_command, plugins_command):
 
 def _adapters(texts: tuple[str, ...]) -> dict[str, float] | None:
     """`menu:0.7` -> {"menu": 0.7}; nothing given -> None, the bundle's default; `none` -> {}."""
-    if not texts:
-        return None
-    if texts == ("none",):
-        return {}
+    if not texts or texts == ("none",):
+        return {} if texts else None
     found: dict[str, float] = {}
     for text in texts:
         name, _, scale = text.partition(":")

@@ -149,11 +149,12 @@ def _vocabulary(tokenizer: Tokenizer, eos: tuple[int, ...], wide: int) -> LLToke
     """The tokenizer as llguidance wants it: the slow part, so kept for a model's next grammar."""
     from llguidance import LLTokenizer
 
-    bare = Tokenizer.from_str(tokenizer.to_str())
-    bare.no_padding()
-    bare.no_truncation()
+    if tokenizer.padding or tokenizer.truncation:  # what it would do to a batch is not for a grammar's words
+        tokenizer = Tokenizer.from_str(tokenizer.to_str())
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
     try:
-        return LLTokenizer(bare.to_str(), n_vocab=wide, eos_token=list(eos) or None)
+        return LLTokenizer(tokenizer.to_str(), n_vocab=wide, eos_token=list(eos) or None)
     except ValueError as error:
         raise ValueError(f"llguidance cannot take this bundle's tokenizer: {error}") from None
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from edgeft.contract.errors import EdgeftError, Faults, UsageError, did_you_mean
+from edgeft.contract.errors import EdgeftError, Faults, did_you_mean
 
 # What llguidance acts on or refuses by itself. It passes over everything else, so a misspelt bound would bind nothing.
 KEYWORDS = frozenset("""
@@ -25,15 +25,15 @@ PARTS = ("allOf", "anyOf", "oneOf", "prefixItems", "items", "additionalPropertie
 
 
 def read_schema(schema: Mapping[str, Any] | str, name: str) -> str:
-    """A schema as JSON text; EdgeftError lists every keyword that would be passed over, UsageError says that it is
-    no JSON object."""
+    """A schema as JSON text; EdgeftError says that it is no JSON object, or lists every keyword that would be
+    passed over."""
     try:
         value = json.loads(schema) if isinstance(schema, str) else schema
         text = json.dumps(value, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
         raise EdgeftError(f"{name}: is not JSON ({error})") from None
     if not isinstance(value, Mapping):
-        raise UsageError(f"{name}: must hold a JSON schema, which is an object, found {type(value).__name__}.")
+        raise EdgeftError(f"{name}: must hold a JSON schema, which is an object, found {type(value).__name__}.")
     faults = Faults(f"{name}: holds what would be passed over in silence")
     for place, part in _parts(value, "#"):
         for key in part:
