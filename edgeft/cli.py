@@ -181,6 +181,8 @@ def verify_command(bundle: Path, as_json: bool) -> None:
 @click.option("--repetition-penalty", type=click.FloatRange(0, min_open=True), help="Above 1: repeat less.")
 @click.option("--seed", type=click.IntRange(0), help="For the same draw again.")
 @click.option("--stop", multiple=True, help="End before this text; repeat for more.")
+@click.option("--json-schema", type=FOLDER, metavar="FILE", help="Answer in JSON that keeps to this schema.")
+@click.option("--grammar", type=FOLDER, metavar="FILE", help="Answer in the language of this Lark grammar.")
 @click.option("--raw", is_flag=True, help="Feed the text as it is, without any template or separator.")
 @click.option("--threads", type=click.IntRange(1), help="[the device file's]")
 @click.option("--json", "as_json", is_flag=True)
@@ -188,6 +190,7 @@ def run_command(bundle: Path, prompt: str, adapter: tuple[str, ...], as_json: bo
                 **sampling: Any) -> None:
     """Answer one prompt."""
     from edgeft.run import load
+    from edgeft.run.constrain import read_options
 
     wanted = _adapters(adapter)
     model = load(bundle, threads=threads)
@@ -195,6 +198,7 @@ def run_command(bundle: Path, prompt: str, adapter: tuple[str, ...], as_json: bo
     if model.task(wanted) != "text-generation":
         _classify(model, text, wanted, as_json)
         return
+    sampling |= read_options(model, sampling)
     if as_json:
         print_json(model.generate(text, adapters=wanted, **sampling).to_json())
         return
@@ -255,10 +259,8 @@ for listing in (methods_command, devices_command, plugins_command):
 
 def _adapters(texts: tuple[str, ...]) -> dict[str, float] | None:
     """`menu:0.7` -> {"menu": 0.7}; nothing given -> None, the bundle's default; `none` -> {}."""
-    if not texts:
-        return None
-    if texts == ("none",):
-        return {}
+    if not texts or texts == ("none",):
+        return {} if texts else None
     found: dict[str, float] = {}
     for text in texts:
         name, _, scale = text.partition(":")

@@ -21,6 +21,7 @@ from . import classify as classes
 from .adapters import Adapter
 from .aio import Worker, agenerate, astream
 from .budget import MIB, Budget
+from .constrain import grammar_for
 from .engine import Engine
 from .growing import GrowingLanes
 from .lanes import Lanes
@@ -188,6 +189,7 @@ class Model:
     def requests(self, prompts: Sequence[str | Messages], wanted: Sequence[Adapters | None], *, max_tokens: int = 128,
                  stop: Sequence[str] | str = (), raw: bool = False, seed: int | None = None,
                  task: str | Sequence[str | None] | None = None, lookup: bool | None = None,
+                 json_schema: Mapping[str, Any] | str | None = None, grammar: str | None = None,
                  **sampling: Any) -> list[Request]:
         """Requests for the engine, checked; options as in `generate`."""
         tasks = [task] * len(prompts) if task is None or isinstance(task, str) else list(task)
@@ -199,12 +201,14 @@ class Model:
         for chosen in used:
             classes.check_generates(self, chosen)
         chosen_sampling = {**self.defaults, **{key: value for key, value in sampling.items() if value is not None}}
+        language = grammar_for(self, json_schema, grammar)
         made = []
         for prompt, chosen, name in zip(prompts, used, tasks, strict=True):
             made.append(Request(
                 self.encode(prompt, chosen, raw, name), chosen, _sampler(chosen_sampling, seed), self.tokenizer,
                 self.eos, self.context, [stop] if isinstance(stop, str) else list(stop), max_tokens,
-                lookup=self.lookup if lookup is None else lookup, soft=self._soft(chosen)))
+                language.start() if language else None, lookup=self.lookup if lookup is None else lookup,
+                soft=self._soft(chosen)))
         for request in made:
             self._check_fits(request)
         return made

@@ -111,11 +111,11 @@ class Request:
         self.tokens.append(token)
         if self.drafts is not None:
             self.drafts.push(token)
+        if self.constraint is not None:
+            self.constraint.take(token)
         if token in self.eos:
             self.finish = "eos"
         else:
-            if self.constraint is not None:
-                self.constraint.take(token)
             self.text += self._decoder.step(token)
             self._stop_at_text()
             if not self.finish and self.constraint is not None and self.constraint.done:

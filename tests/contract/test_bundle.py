@@ -68,7 +68,7 @@ def test_a_good_bundle(bundle):
     assert read.slots[0].to_json() == GROUP
     assert read.adapter_file("light") == bundle / "adapters/light.safetensors"
     assert read.check_files(whole=True) == sum(map(len, FILES.values()))
-    later = [name for name in FILES if name == GRAPH_DATA or name.startswith("adapters/")]  # adapters: when one is opened
+    later = [name for name in FILES if name == GRAPH_DATA or name.startswith("adapters/")]  # read when they are opened
     assert read.check_files(whole=False) == sum(map(len, FILES.values())) - sum(len(FILES[name]) for name in later)
 
 
