@@ -219,6 +219,11 @@ class Lanes:
         """Every row takes its prompt in; logits [rows, vocabulary] after its last token."""
         return np.stack([np.array(self.feed(row, prompt)[-1]) for row, prompt in enumerate(prompts)])
 
+    def bind(self, row: int) -> None:
+        """All that passes of this row alone need, without one: graphs open, adapters packed and bound."""
+        for single in (False, True):
+            self._bound(row, row + 1, single=single)
+
     def _pass(self, start: int, stop: int, ids: Array, keep: int) -> Array:
         count = ids.shape[1]
         after = self.lengths[start:stop] + count
