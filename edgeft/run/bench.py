@@ -24,29 +24,33 @@ Used = Mapping[str, float]  # adapter name -> scale
 WARM = 8  # tokens of a warm-up
 
 
-def bench(bundle: Path, adapters: Used | None, *, prompt_tokens: int = 128, new_tokens: int = 128, repeats: int = 3,
-          threads: int | None = None, batch: int = 8) -> dict[str, Any]:
+def bench(bundle: Path, adapters: Used | None, *, threads: int | None = None, **settings: int) -> dict[str, Any]:
+    """Load a bundle and measure it; settings as in `measure`."""
+    start = time.perf_counter()
+    model = load(bundle, threads=threads)
+    seconds = time.perf_counter() - start
+    return {**measure(model, model.adapters_for(adapters), **settings), "load_ms": round(1000 * seconds, 1)}
+
+
+def measure(model: Model, used: Used, *, prompt_tokens: int = 128, new_tokens: int = 128, repeats: int = 3,
+            batch: int = 8) -> dict[str, Any]:
     """Medians over `repeats` runs after a warm-up; speeds in tokens per second, memory in MiB, times in ms.
 
     Tokens are arbitrary and an end-of-sequence token does not stop the run: every run does the same work. The batch
     has half as many new tokens, and each of its `batch` rows an adapter of its own.
     """
-    start = time.perf_counter()
-    model = load(bundle, threads=threads)
-    load_seconds = time.perf_counter() - start
-    used = model.adapters_for(adapters)
     check_generates(model, used)
     if prompt_tokens + new_tokens > model.context:
         raise UsageError(f"--prompt-tokens {prompt_tokens} and --new-tokens {new_tokens} are more than the bundle's "
                          f"context of {model.context}.")
     ids = tokens(model, prompt_tokens)
     bare = _speeds(model, ids, new_tokens, {}, repeats)  # first: without prepared weights the plain graph goes away
+    bare_peak = peak_mib()
     own = _speeds(model, ids, new_tokens, used, repeats) if used else bare
     peak = peak_mib()
-    return {**own, "load_ms": round(1000 * load_seconds, 1), "peak_mib": round(peak, 1),
-            "adapter": "+".join(used) or None, "adapters": used, "threads": model.threads,
-            "prompt_tokens": prompt_tokens, "new_tokens": new_tokens, "repeats": repeats,
-            "quant": model.bundle.manifest["quant"]["kind"], "base": bare,
+    return {**own, "peak_mib": round(peak, 1), "adapter": "+".join(used) or None, "adapters": dict(used),
+            "threads": model.threads, "prompt_tokens": prompt_tokens, "new_tokens": new_tokens, "repeats": repeats,
+            "quant": model.bundle.manifest["quant"]["kind"], "base": {**bare, "peak_mib": round(bare_peak, 1)},
             "adapter_price": round(1 - own["decode"] / bare["decode"], 4) if used else None,
             "first_load_ms": first_load(model, used, repeats), "swap_ms": swap(model, used),
             "soft_prompt": _soft_prompt(model, ids, used, repeats),

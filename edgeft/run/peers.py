@@ -138,7 +138,7 @@ def _medians(runs: Sequence[tuple[float, float]]) -> dict[str, float]:
 def describe(result: Mapping[str, Any]) -> str:
     """Ours and theirs, with ours as a multiple of theirs; a peer that did not run is one line."""
     there = [entry for entry in result["peers"] if "missing" not in entry]
-    ours = {False: {**result["base"], "peak_mib": result["peak_mib"]}, True: result}
+    ours = {False: result["base"], True: result}
     lines = [f"{'':<26}{'prefill':>10}{'decode':>10}{'peak MiB':>10}   ours by theirs: prefill, decode, MiB"]
     lines += [f"{_label('edgeft', adapter):<26}{ours[adapter]['prefill']:>10,.1f}{ours[adapter]['decode']:>10,.1f}"
               f"{ours[adapter]['peak_mib']:>10,.1f}" for adapter in ((False, True) if result["adapter"] else (False,))]
@@ -166,9 +166,7 @@ def charted(result: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, float]
     if batch and "refused" not in batch:
         panels.append((f"{batch['rows']} requests at once, {batch['adapters']} adapters, tokens/s",
                        [("edgeft, all done", batch["tokens_per_s"]), ("edgeft, decode alone", batch["decode"])]))
-    panels.append(("peak memory, MiB", [("edgeft", result["peak_mib"]), *(
-        (_label(entry["peer"], entry["adapter"]), entry["peak_mib"]) for entry in result.get("peers", ())
-        if "missing" not in entry)]))
+    panels.append(("peak memory, MiB", [(name, float(row["peak_mib"])) for name, row in rows]))
     return panels
 
 

@@ -1,0 +1,39 @@
+"""Decode with drafts (prompt lookup) against the same without, on one bundle; a piece of runtime.py."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from common import read_lines
+
+BEGINNING = 32  # tokens of a story that are its prompt
+
+
+def compare_drafts(bundle: str, test: str, stories: str, lines: str, threads: str) -> dict[str, Any]:
+    """Tokens per second both ways, of answers that copy from their prompt and of stories, and whether all are equal."""
+    from edgeft.run import load
+
+    model, count = load(bundle, threads=int(threads)), int(lines)
+    requests = [line["prompt"] for line in read_lines(Path(test))[:count]]
+    texts = [model.tokenizer.encode(line["text"]).ids[:BEGINNING] for line in read_lines(Path(stories))[:count]]
+    beginnings = [model.tokenizer.decode(ids) for ids in texts]
+    copying = _both(model, requests, {"adapters": {"snips": 1.0}, "max_tokens": 96})
+    telling = _both(model, beginnings, {"adapters": {}, "max_tokens": 96, "raw": True})
+    return {"copying_with": copying[0], "copying_without": copying[1], "stories_with": telling[0],
+            "stories_without": telling[1], "tokens_per_pass": copying[3], "equal": copying[2] and telling[2]}
+
+
+def _both(model: Any, prompts: list[str], options: dict[str, Any]) -> tuple[float, float, bool, float]:
+    """(tokens/s with drafts, without, all answers equal, tokens per pass with drafts); which goes first alternates."""
+    tokens, seconds, passes, equal = {True: 0, False: 0}, {True: 0.0, False: 0.0}, 0, True
+    model.generate(prompts[0], temperature=0, **options)
+    for place, prompt in enumerate(prompts):
+        answers = {}
+        for drafts in ((True, False), (False, True))[place % 2]:
+            answer = answers[drafts] = model.generate(prompt, temperature=0, lookup=drafts, **options)
+            tokens[drafts] += len(answer.tokens) - 1  # the first token comes out of the prefill
+            seconds[drafts] += answer.decode_seconds
+        passes += answers[True].passes
+        equal &= answers[True].tokens == answers[False].tokens
+    return (tokens[True] / seconds[True], tokens[False] / seconds[False], equal, tokens[True] / max(1, passes))
