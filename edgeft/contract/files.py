@@ -52,7 +52,7 @@ def scratch(final: Path) -> Iterator[Path]:
     final = Path(final)
     with disk_errors(final):
         final.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(final)
+        sweep(final)
         folder = final.parent / f".{final.name}.partial-{os.getpid()}"
         folder.mkdir()
     try:
@@ -68,7 +68,7 @@ def exchange(one: Path, other: Path) -> None:
         rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
         if rename and rename(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE) == 0:
             return
-    aside = other.parent / f".{other.name}.old-{os.getpid()}"  # `_sweep` gives it its name back after a kill
+    aside = other.parent / f".{other.name}.old-{os.getpid()}"  # `sweep` gives it its name back after a kill
     other.rename(aside)
     one.rename(other)
     aside.rename(one)
@@ -87,7 +87,7 @@ def disk_errors(target: Path) -> Iterator[None]:
                           "place, then run it again.") from None
 
 
-def _sweep(final: Path) -> None:
+def sweep(final: Path) -> None:
     """Remove stages that a killed process left for this name."""
     for path in final.parent.glob(f".{glob.escape(final.name)}.*-*"):
         process = re.fullmatch(re.escape(f".{final.name}.") + r"(partial|old)-(\d+)", path.name)

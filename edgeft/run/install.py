@@ -10,7 +10,7 @@ from typing import Any
 
 from edgeft.contract.bundle import MANIFEST, Bundle, check_runnable, read_bundle
 from edgeft.contract.errors import EdgeftError, UsageError
-from edgeft.contract.files import exchange, scratch, sync_folder, sync_tree
+from edgeft.contract.files import disk_errors, exchange, scratch, sweep, sync_folder, sync_tree
 
 from .prepare import prepare
 from .prepared import PREPARED, Prepared, can_prepare, machine, read_prepared
@@ -23,6 +23,9 @@ def install(folder: Path, to: Path | None = None) -> dict[str, Any]:
     compute something else; then nothing has changed.
     """
     started = time.perf_counter()
+    for name in (folder / PREPARED, *([to] if to is not None else [])):
+        with disk_errors(name):
+            sweep(name)  # what a killed one left takes as much room as the weights
     bundle = _verified(folder)
     if to is not None and not _is_there(bundle, to):
         _refuse_target(bundle, to)
