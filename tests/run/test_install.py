@@ -170,6 +170,15 @@ def test_a_full_disk_while_it_is_made_again_falls_back(ready: Path, capsys: pyte
     assert "No space left" in capsys.readouterr().err
 
 
+def test_adapters_come_and_go_beside_prepared_weights(ready: Path, lora_run: Path) -> None:
+    edgeft("add", ready, lora_run, "--name", "more")
+    found = load(ready)
+    assert found.graphs.prepared is not None
+    assert found.generate(PROMPTS[0], adapters={"more": 1.0}).tokens \
+        == found.generate(PROMPTS[0], adapters={"colors": 1.0}).tokens
+    edgeft("verify", ready)
+
+
 def test_graphs_of_another_export_are_stale_and_adapters_are_not(ready: Path) -> None:
     edgeft("remove", ready, "colors")
     assert read_prepared(read_bundle(ready)) is not None
