@@ -13,6 +13,7 @@ import click
 from edgeft import __version__, plugins
 from edgeft.contract.errors import EdgeftError, UsageError, did_you_mean
 from edgeft.contract.files import refuse_existing
+from edgeft.install_command import install_command
 from edgeft.listings import devices_command, methods_command, plugins_command, print_json
 from edgeft.train_command import FOLDER, Methods
 
@@ -161,11 +162,12 @@ def verify_command(bundle: Path, as_json: bool) -> None:
     from edgeft.run.verify import verify
 
     result = verify(bundle)
-    if as_json:
-        print_json(result)
-    else:
-        click.echo(f"{bundle}: {result['files']} files, {result['bytes'] / 2**20:.1f} MiB, every digest as recorded")
-        click.echo(f"replayed {result['replayed']} recorded answers: {result['agreement']:.0%} of tokens equal")
+    print_json(result) if as_json else click.echo(
+        f"{bundle}: {result['files']} files, {result['bytes'] / 2**20:.1f} MiB, every digest as recorded\n"
+        f"replayed {result['replayed']} recorded answers: {result['agreement']:.0%} of tokens equal")
+
+
+cli.add_command(install_command)
 
 
 @cli.command("run")
