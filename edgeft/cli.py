@@ -13,6 +13,7 @@ import click
 from edgeft import __version__, plugins
 from edgeft.contract.errors import EdgeftError, UsageError, did_you_mean
 from edgeft.contract.files import refuse_existing
+from edgeft.install_command import install_command
 from edgeft.listings import devices_command, methods_command, plugins_command, print_json
 from edgeft.train_command import FOLDER, Methods
 
@@ -161,11 +162,12 @@ def verify_command(bundle: Path, as_json: bool) -> None:
     from edgeft.run.verify import verify
 
     result = verify(bundle)
-    if as_json:
-        print_json(result)
-    else:
-        click.echo(f"{bundle}: {result['files']} files, {result['bytes'] / 2**20:.1f} MiB, every digest as recorded")
-        click.echo(f"replayed {result['replayed']} recorded answers: {result['agreement']:.0%} of tokens equal")
+    print_json(result) if as_json else click.echo(
+        f"{bundle}: {result['files']} files, {result['bytes'] / 2**20:.1f} MiB, every digest as recorded\n"
+        f"replayed {result['replayed']} recorded answers: {result['agreement']:.0%} of tokens equal")
+
+
+cli.add_command(install_command)
 
 
 @cli.command("run")
@@ -185,15 +187,16 @@ def verify_command(bundle: Path, as_json: bool) -> None:
 @click.option("--grammar", type=FOLDER, metavar="FILE", help="Answer in the language of this Lark grammar.")
 @click.option("--raw", is_flag=True, help="Feed the text as it is, without any template or separator.")
 @click.option("--threads", type=click.IntRange(1), help="[the device file's]")
+@click.option("--memory", type=click.IntRange(1), metavar="MIB", help="What the process may take. [the device file's]")
 @click.option("--json", "as_json", is_flag=True)
 def run_command(bundle: Path, prompt: str, adapter: tuple[str, ...], as_json: bool, threads: int | None,
-                **sampling: Any) -> None:
+                memory: int | None, **sampling: Any) -> None:
     """Answer one prompt."""
     from edgeft.run import load
     from edgeft.run.constrain import read_options
 
     wanted = _adapters(adapter)
-    model = load(bundle, threads=threads)
+    model = load(bundle, threads=threads, memory=memory, keep_prompts=0)  # one request: nothing comes again
     text = sys.stdin.read().removesuffix("\n") if prompt == "-" else prompt
     if model.task(wanted) != "text-generation":
         _classify(model, text, wanted, as_json)
@@ -212,7 +215,8 @@ def _classify(model: Any, text: str, wanted: dict[str, float] | None, as_json: b
     from edgeft.run.classify import answer
 
     context = click.get_current_context()
-    sampling = [name for name in context.params if name not in ("bundle", "prompt", "adapter", "as_json", "threads")
+    others = ("bundle", "prompt", "adapter", "as_json", "threads", "memory")
+    sampling = [name for name in context.params if name not in others
                 and context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE]
     if sampling:
         raise UsageError(f"--{sampling[0].replace('_', '-')} is for generating text, and this classifies or embeds it.")
@@ -230,11 +234,13 @@ def _classify(model: Any, text: str, wanted: dict[str, float] | None, as_json: b
 @click.option("--max-tokens", default=256, show_default=True, type=click.IntRange(1))
 @click.option("--temperature", type=click.FloatRange(0))
 @click.option("--seed", type=click.IntRange(0))
-def chat_command(bundle: Path, adapter: tuple[str, ...], system: str | None, **sampling: Any) -> None:
+@click.option("--memory", type=click.IntRange(1), metavar="MIB", help="What the process may take. [the device file's]")
+def chat_command(bundle: Path, adapter: tuple[str, ...], system: str | None, memory: int | None,
+                 **sampling: Any) -> None:
     """Talk with a bundle; /help lists what else can be typed."""
     from edgeft.run.chat import chat
 
-    chat(bundle, _adapters(adapter), system, sampling)
+    chat(bundle, _adapters(adapter), system, sampling, memory)
 
 
 @cli.command("bench")

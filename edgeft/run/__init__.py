@@ -16,11 +16,16 @@ if TYPE_CHECKING:
 __all__ = ["Generation", "Model", "load"]
 
 
-def load(bundle: str | Path, *, threads: int | None = None) -> Model:
-    """Open a bundle folder; `threads` overrides its device file's."""
+def load(bundle: str | Path, *, threads: int | None = None, memory: int | None = None, lookup: bool = True,
+         keep_prompts: int = 64) -> Model:
+    """Open a bundle folder; `threads` and `memory` (MiB that the process may take) override its device file's.
+
+    `lookup`: draft tokens from what was there before, where that pays; greedy answers stay the same.
+    `keep_prompts`: MiB for keys and values of prompts that may come again; 0 keeps none.
+    """
     from .model import Model
 
-    return Model(bundle, threads=threads)
+    return Model(bundle, threads=threads, memory=memory, lookup=lookup, keep_prompts=keep_prompts)
 
 
 def __getattr__(name: str) -> Any:

@@ -19,9 +19,10 @@ HELP = """/adapter NAME[:SCALE] ...  use these adapters; /adapter none for the b
 /quit                      leave (or Ctrl-D)"""
 
 
-def chat(bundle: Path, adapters: Mapping[str, float] | None, system: str | None, sampling: dict[str, Any]) -> None:
+def chat(bundle: Path, adapters: Mapping[str, float] | None, system: str | None, sampling: dict[str, Any],
+         memory: int | None = None) -> None:
     """Read turns from stdin and stream answers to stdout until the end of input."""
-    model = Model(bundle)
+    model = Model(bundle, memory=memory)
     check_generates(model, model.adapters_for(adapters))
     talk = Conversation(model, model.adapters_for(adapters), system, sampling)
     interactive = sys.stdin.isatty()

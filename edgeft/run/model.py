@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tokenizers import Tokenizer
 
@@ -19,7 +20,6 @@ from edgeft.contract.prompt import PromptFormat
 
 from . import classify as classes
 from .adapters import Adapter
-from .aio import Worker, agenerate, astream
 from .budget import MIB, Budget
 from .constrain import grammar_for
 from .engine import Engine
@@ -30,6 +30,9 @@ from .request import Generation, Request
 from .sampling import Sampler
 from .session import Graphs
 from .shelf import Shelf
+
+if TYPE_CHECKING:
+    from .aio import Worker
 
 Adapters = Mapping[str, float]
 Messages = Sequence[Mapping[str, str]]
@@ -63,7 +66,7 @@ class Model:
         self.lookup = lookup
         prefixes = Prefixes(self.budget, keep_prompts * MIB) if keep_prompts and self.graphs.shared else None
         self.engine = Engine(self._lanes, prefixes)
-        self.lock, self.worker = threading.RLock(), Worker(self)  # the engine is used by one thread at a time
+        self.lock = threading.RLock()  # the engine is used by one thread at a time
         generation = self.bundle.manifest.get("generation", {})
         self.eos = frozenset(generation.get("eos", []))
         self.defaults = {key: generation[key] for key in ("temperature", "top_k", "top_p", "min_p",
@@ -72,6 +75,13 @@ class Model:
     def _limit(self, memory: int | None) -> int:
         """Bytes that the process may take: as it was told, else what the device file gives a bundle."""
         return (memory or int(self.bundle.manifest["device"]["limits"]["budget_mib"])) * MIB
+
+    @cached_property
+    def worker(self) -> Worker:
+        """Runs the engine for asyncio."""
+        from .aio import Worker
+
+        return Worker(self)
 
     @property
     def context(self) -> int:
@@ -142,11 +152,15 @@ class Model:
     def astream(self, prompt: str | Messages, *, adapters: Adapters | None = None,
                 **options: Any) -> AsyncIterator[str]:
         """As `stream`, for asyncio: any number of these run at once, in one batch; options as in `generate`."""
+        from .aio import astream  # asyncio takes 15 ms to import
+
         return astream(self, prompt, adapters, options)
 
     async def agenerate(self, prompt: str | Messages, *, adapters: Adapters | None = None,
                         **options: Any) -> Generation:
         """As `generate`, for asyncio: any number of these run at once, in one batch."""
+        from .aio import agenerate
+
         return await agenerate(self, prompt, adapters, options)
 
     def batch(self, prompts: Sequence[str | Messages], *, adapters: Sequence[Adapters | None] | None = None,

@@ -21,6 +21,8 @@ from edgeft.contract.bundle import (
 )
 from edgeft.contract.errors import EdgeftError
 
+from .prepared import Prepared, find_prepared, open_graph
+
 Array = np.ndarray[Any, Any]
 # Each of these can do what those before it do, at a higher price per token.
 LADDER = [PLAIN_GRAPH, PREFILL_GRAPH, GRAPH, SCALED_GRAPH]
@@ -32,7 +34,7 @@ ort.set_default_logger_severity(3)  # one warning per optional input is 400 line
 class Session:
     """One open graph."""
 
-    def __init__(self, bundle: Bundle, file: str, threads: int) -> None:
+    def __init__(self, bundle: Bundle, file: str, threads: int, prepared: Prepared | None = None) -> None:
         self.file, self.threads = file, threads
         settings = ort.SessionOptions()
         settings.intra_op_num_threads = threads
@@ -40,8 +42,7 @@ class Session:
         settings.log_severity_level = 3
         run = bundle.manifest["device"]["run"]
         try:
-            self.ort = ort.InferenceSession(str(bundle.folder / file), settings,
-                                            providers=[(run["provider"], dict(run["options"]))])
+            self.ort = open_graph(bundle, prepared, file, settings, [(run["provider"], dict(run["options"]))])
         except Exception as error:  # onnxruntime raises its own kinds, none of them documented
             raise EdgeftError(f"{bundle.folder}: onnxruntime cannot open {file} "
                               f"({str(error).splitlines()[0]})") from None
@@ -73,6 +74,7 @@ class Graphs:
         if provider not in ort.get_available_providers():
             raise EdgeftError(f"{bundle.folder}: wants {provider}, and this onnxruntime has "
                               f"{', '.join(ort.get_available_providers())}.")
+        self.prepared = find_prepared(bundle)
         files = set(bundle.manifest["files"])
         self.ladder = [file for file in LADDER if file in files]
         self._decodes = DECODE_GRAPH in files
@@ -115,12 +117,12 @@ class Graphs:
             name = held.file
             del held
             try:
-                self._open[file] = Session(self.bundle, file, self.threads)
+                self._open[file] = Session(self.bundle, file, self.threads, self.prepared)
             except EdgeftError:
-                self._open[name] = Session(self.bundle, name, self.threads)
+                self._open[name] = Session(self.bundle, name, self.threads, self.prepared)
                 raise
         else:
-            self._open[file] = Session(self.bundle, file, self.threads)
+            self._open[file] = Session(self.bundle, file, self.threads, self.prepared)
         return self._open[file]
 
 

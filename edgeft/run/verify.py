@@ -21,6 +21,8 @@ def verify(folder: Path) -> dict[str, Any]:
     bundle = read_bundle(folder)
     size = bundle.check_files(whole=True)
     model = Model(folder)
+    if model.graphs.prepared is not None:
+        size += model.graphs.prepared.check_whole()
     for name in bundle.adapters:
         model.load_adapter(name)
     equal = total = 0

@@ -9,7 +9,7 @@ import pytest
 
 from edgeft.contract import files
 from edgeft.contract.errors import EdgeftError, UsageError
-from edgeft.contract.files import disk_errors, read_json, refuse_existing, scratch, sha256, staged, write_json
+from edgeft.contract.files import disk_errors, exchange, read_json, refuse_existing, scratch, sha256, staged, write_json
 
 DISK = [errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS]
 
@@ -183,7 +183,7 @@ FULL = """
 import sys
 from pathlib import Path
 from edgeft.contract.errors import EdgeftError
-from edgeft.contract.files import staged
+from edgeft.contract.files import exchange, staged
 try:
     with staged(Path(sys.argv[1]) / "out") as stage:
         (stage / "file").write_bytes(bytes(1 << 20))
@@ -255,3 +255,16 @@ def test_sha256_depends_on_every_byte(tmp_path):
     (tmp_path / "b").write_bytes(b"abd")
     assert sha256(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     assert sha256(tmp_path / "a") != sha256(tmp_path / "b")
+
+
+@pytest.mark.parametrize("in_one_step", [True, False])
+def test_exchange_swaps_two_names(tmp_path, monkeypatch, in_one_step):
+    if not in_one_step:
+        monkeypatch.setattr("edgeft.contract.files.sys.platform", "other")
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"was-{name}").touch()
+    exchange(tmp_path / "one", tmp_path / "other")
+    found = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.glob("*/*"))
+    assert found == ["one/was-other", "other/was-one"]
+    assert len(list(tmp_path.iterdir())) == 2

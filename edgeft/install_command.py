@@ -1,0 +1,31 @@
+"""`edgeft install`: a bundle verified and prepared for this very machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from edgeft.contract.errors import UsageError
+from edgeft.listings import print_json
+from edgeft.train_command import FOLDER
+
+
+@click.command("install")
+@click.argument("bundle", type=FOLDER)
+@click.option("--to", type=FOLDER, metavar="DIR", help="Copy it there; what stood there is kept as DIR.previous.")
+@click.option("--remove", is_flag=True, help="Take the prepared weights away again.")
+@click.option("--json", "as_json", is_flag=True)
+def install_command(bundle: Path, to: Path | None, remove: bool, as_json: bool) -> None:
+    """Verify a bundle and prepare its weights for this very machine: mapped, and shared by processes."""
+    from edgeft.run.install import describe, install, remove_prepared
+
+    if remove:
+        if to is not None:
+            raise UsageError("--remove takes prepared weights away, --to puts a bundle somewhere: choose one.")
+        removed = remove_prepared(bundle)
+        text = "removed the prepared weights" if removed else "had no prepared weights"
+        print_json({"folder": str(bundle), "removed": removed}) if as_json else click.echo(f"{bundle}: {text}")
+        return
+    result = install(bundle, to)
+    print_json(result) if as_json else click.echo(describe(result))

@@ -1,0 +1,136 @@
+"""Put a bundle in its place: verified, prepared for this very machine, and switched in one step."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from edgeft.contract.bundle import MANIFEST, Bundle, check_runnable, read_bundle
+from edgeft.contract.errors import EdgeftError, UsageError
+from edgeft.contract.files import disk_errors, exchange, scratch, sweep, sync_folder, sync_tree
+
+from .prepare import prepare
+from .prepared import PREPARED, Prepared, can_prepare, machine, read_prepared
+
+
+def install(folder: Path, to: Path | None = None) -> dict[str, Any]:
+    """Verify a bundle and prepare its weights, at `to` if given; what stood there is kept as `to`.previous.
+
+    Killed at any moment it leaves the old or the new. EdgeftError if a file is not as exported or the prepared graphs
+    compute something else; then nothing has changed.
+    """
+    started = time.perf_counter()
+    for name in (folder / PREPARED, *([to] if to is not None else [])):
+        with disk_errors(name):
+            sweep(name)  # what a killed one left takes as much room as the weights
+    bundle = _verified(folder)
+    if to is not None and not _is_there(bundle, to):
+        _refuse_target(bundle, to)
+        _replace(bundle, to)
+        already = False
+    else:
+        bundle = _verified(to) if to is not None else bundle
+        already = _make_ready(bundle)
+    place = read_bundle(to if to is not None else folder)
+    prepared = read_prepared(place) if can_prepare(place) else None
+    return _report(place, prepared, already, time.perf_counter() - started)
+
+
+def remove_prepared(folder: Path) -> bool:
+    """Take prepared weights away again; whether there were any."""
+    final = read_bundle(folder).folder / PREPARED
+    if not os.path.lexists(final):
+        return False
+    with scratch(final) as stage:  # renamed into it first: a half-deleted folder never stands under the name
+        final.rename(stage / PREPARED)
+    return True
+
+
+def _verified(folder: Path) -> Bundle:
+    bundle = read_bundle(folder)
+    check_runnable(bundle)
+    bundle.check_files(whole=True)
+    return bundle
+
+
+def _make_ready(bundle: Bundle) -> bool:
+    """Prepare the bundle where it stands, unless that is done; whether it was."""
+    if not can_prepare(bundle):
+        return False
+    try:
+        prepared = read_prepared(bundle)
+        if prepared is not None:
+            prepared.check_whole()
+            return True
+    except EdgeftError:
+        pass  # stale or damaged: it is made again, and what is wrong with it goes with it
+    prepare(bundle)
+    return False
+
+
+def _is_there(bundle: Bundle, to: Path) -> bool:
+    """Whether this very bundle stands at `to` already, every file of it as exported."""
+    try:
+        other = read_bundle(to)
+        other.check_files(whole=True)
+    except EdgeftError:
+        return False
+    return other.manifest == bundle.manifest
+
+
+def _refuse_target(bundle: Bundle, to: Path) -> None:
+    source, target = bundle.folder.resolve(), to.resolve()
+    if target.is_relative_to(source) or source.is_relative_to(target):
+        raise UsageError(f"--to {to}: lies within the bundle, or the bundle within it. Choose another place.")
+    for path in (to, _previous(to)):
+        if os.path.lexists(path) and not (path / MANIFEST).is_file():
+            raise UsageError(f"{path}: is there and is no bundle, so it is left alone. Choose another place, or remove "
+                             "it first.")
+
+
+def _previous(to: Path) -> Path:
+    return to.with_name(f"{to.name}.previous")
+
+
+def _replace(bundle: Bundle, to: Path) -> None:
+    """Copy the bundle beside `to`, check and prepare the copy, and only then let it take the name."""
+    previous = _previous(to)
+    with scratch(to) as stage:
+        for name in (MANIFEST, *bundle.manifest["files"]):
+            (stage / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(bundle.folder / name, stage / name)
+        copy = _verified(stage)
+        if can_prepare(copy):
+            prepare(copy)
+        sync_tree(stage)
+        if os.path.lexists(to):
+            if previous.exists():
+                shutil.rmtree(previous)
+            stage.rename(previous)
+            exchange(previous, to)  # from here on the new one has the name and the old one is the previous
+        else:
+            stage.rename(to)
+        sync_folder(to.parent)
+
+
+def _report(bundle: Bundle, prepared: Prepared | None, already: bool, seconds: float) -> dict[str, Any]:
+    files = prepared.files if prepared is not None else {}
+    return {"folder": str(bundle.folder), "prepared": prepared is not None, "already": already,
+            "graphs": sorted(name for name in files if name.endswith(".onnx")),
+            "bytes": sum(entry["size"] for entry in files.values()), "seconds": round(seconds, 2),
+            "machine": machine()}
+
+
+def describe(result: dict[str, Any]) -> str:
+    """The report for a person."""
+    if not result["prepared"]:
+        return f"{result['folder']}: every digest as recorded; its device's provider prepares weights by itself"
+    cpu = result["machine"]
+    done = "was prepared already" if result["already"] else f"prepared in {result['seconds']:.1f} s"
+    return (f"{result['folder']}: every digest as recorded, {done}\n"
+            f"  graphs   {', '.join(result['graphs'])}\n"
+            f"  weights  {result['bytes'] / 2**20:.1f} MiB on disk, mapped and shared by processes\n"
+            f"  machine  {cpu['cpu']}, {cpu['arch']}, onnxruntime {cpu['onnxruntime']}")
