@@ -26,12 +26,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import EDGEFT, STORIES, arguments, child, machine, need, peak_mib, run, say, start, table, verdict
+from common import EDGEFT, STORIES, arguments, child, follows, machine, need, peak_mib, run, say, start, table, verdict
 
 RANK, PROMPT, NEW = 8, 16, 8
 SPREAD = 0.35  # of a random adapter's B: large enough that answers tell adapters apart
 DISTINCT = 0.99  # share of answers that must differ from all others, or the check for wrong ones says little
-TIE = 0.05  # of the standard deviation of the logits: how near a second choice must be to pass for the first
 FLAT = 1.05  # last tenth's memory by the first's
 
 
@@ -150,15 +149,6 @@ def answers_of(model: Any, requests: list[Any]) -> dict[int, list[int]]:
     return found
 
 
-def follows(model: Any, asked: Any, tokens: list[int]) -> bool:
-    """Whether each token is what the request's adapters choose after those before it, or within a near tie of it."""
-    lanes = model.lanes([asked.adapters], PROMPT + NEW)
-    logits = np.array(lanes.feed(0, [*asked.prompt, *tokens[:-1]], keep=0))[PROMPT - 1 :]
-    lanes.close()
-    lost = logits.max(-1) - logits[np.arange(len(tokens)), tokens]
-    return bool((lost <= TIE * logits.std(-1)).all())
-
-
 def alone(bundle: str, folder: str, out: str) -> dict[str, float]:
     """Each adapter's own answer, the only request in its batch; and how surely one answer is told from another."""
     model, names = registered(bundle, folder)
@@ -167,7 +157,7 @@ def alone(bundle: str, folder: str, out: str) -> dict[str, float]:
         for found, place in ((own, number), (same, 0)):
             asked = request(model, name, place)
             found[name] = answers_of(model, [asked])[id(asked)]
-        apart += before is None or not follows(model, request(model, name, 0), same[before])
+        apart += before is None or not follows(model, request(model, name, 0).prompt, {name: 1.0}, same[before])
         before = name
         model.unload_adapter(name)
     Path(out).write_text(json.dumps(own))
@@ -190,15 +180,15 @@ def serve(bundle: str, folder: str, answers: str, count: str, memory: str, batch
         found = answers_of(model, [asked for _, asked in requests])
         for name, asked in requests:
             if found[id(asked)] != own[name]:
-                near = follows(model, asked, found[id(asked)])
+                near = follows(model, asked.prompt, asked.adapters, found[id(asked)])
                 ties, wrong = ties + near, wrong + (not near)
         resident += [rss_mib()] * len(requests)
         if at % 1000 < size:
             say(f"{at:,} done, {resident[-1]:.0f} MiB, {wrong} wrong")
     seconds, tenth = time.perf_counter() - start, max(1, total // 10)
     return {"requests": total, "wrong": wrong, "ties": ties,
-            "first_mib": statistics.median(resident[tenth : 2 * tenth]), "last_mib": statistics.median(resident[-tenth:]), "peak_mib": peak_mib(),
-            "requests_per_s": total / seconds, "tokens_per_s": NEW * total / seconds, **loads}
+            "first_mib": statistics.median(resident[tenth : 2 * tenth]), "last_mib": statistics.median(resident[-tenth:]),
+            "peak_mib": peak_mib(), "requests_per_s": total / seconds, "tokens_per_s": NEW * total / seconds, **loads}
 
 
 def _drawn(kind: str, seed: int, names: int, total: int) -> list[int]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from common import read_lines
+from common import follows, read_lines
 
 BEGINNING = 32  # tokens of a story that are its prompt
 
 
 def compare_drafts(bundle: str, test: str, stories: str, lines: str, threads: str) -> dict[str, Any]:
-    """Tokens per second both ways, of answers that copy from their prompt and of stories, and whether all are equal."""
+    """Tokens per second both ways, of answers that copy from their prompt and of stories, and how many answers differ."""
     from edgeft.run import load
 
     # a kept prompt's last token goes in alone and int4 rounds it otherwise: that would blur what drafts change
@@ -22,12 +22,16 @@ def compare_drafts(bundle: str, test: str, stories: str, lines: str, threads: st
     copying = _both(model, requests, {"adapters": {"snips": 1.0}, "max_tokens": 96})
     telling = _both(model, beginnings, {"adapters": {}, "max_tokens": 96, "raw": True})
     return {"copying_with": copying[0], "copying_without": copying[1], "stories_with": telling[0],
-            "stories_without": telling[1], "tokens_per_pass": copying[3], "equal": copying[2] and telling[2]}
+            "stories_without": telling[1], "tokens_per_pass": copying[2], "answers": 2 * count,
+            "differ": copying[3] + telling[3], "wrong": copying[4] + telling[4]}
 
 
-def _both(model: Any, prompts: list[str], options: dict[str, Any]) -> tuple[float, float, bool, float]:
-    """(tokens/s with drafts, without, all answers equal, tokens per pass with drafts); which goes first alternates."""
-    tokens, seconds, passes, equal = {True: 0, False: 0}, {True: 0.0, False: 0.0}, 0, True
+def _both(model: Any, prompts: list[str], options: dict[str, Any]) -> tuple[float, float, float, int, int]:
+    """(tokens/s with drafts, without, tokens per pass with drafts, answers that differ, of those not by a near tie).
+
+    Which goes first alternates.
+    """
+    tokens, seconds, passes, differ, wrong = {True: 0, False: 0}, {True: 0.0, False: 0.0}, 0, 0, 0
     model.generate(prompts[0], temperature=0, **options)
     for place, prompt in enumerate(prompts):
         answers = {}
@@ -36,5 +40,7 @@ def _both(model: Any, prompts: list[str], options: dict[str, Any]) -> tuple[floa
             tokens[drafts] += len(answer.tokens) - 1  # the first token comes out of the prefill
             seconds[drafts] += answer.decode_seconds
         passes += answers[True].passes
-        equal &= answers[True].tokens == answers[False].tokens
-    return (tokens[True] / seconds[True], tokens[False] / seconds[False], equal, tokens[True] / max(1, passes))
+        if answers[True].tokens != answers[False].tokens:
+            differ += 1
+            wrong += not follows(model, answers[True].prompt_tokens, options["adapters"], answers[True].tokens)
+    return tokens[True] / seconds[True], tokens[False] / seconds[False], tokens[True] / max(1, passes), differ, wrong
