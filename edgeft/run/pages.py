@@ -23,8 +23,10 @@ def let_go(folder: Path | None = None) -> int:
         return 0
     libc, inside, dropped = ctypes.CDLL(None, use_errno=True), f"{folder.resolve()}/" if folder else "/", 0
     for start, stop, path, fields in _mappings():
-        if path.startswith(inside) and not path.startswith("/dev/") and not fields.get("Private_Dirty") and not fields.get("Shared_Dirty") \
-                and fields.get("Rss") and not libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(stop - start), advice):
+        written = fields.get("Private_Dirty") or fields.get("Shared_Dirty")
+        if written or not fields.get("Rss") or not path.startswith(inside) or path.startswith("/dev/"):
+            continue
+        if libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(stop - start), advice) == 0:
             dropped += fields["Rss"] << 10
     return dropped
 
