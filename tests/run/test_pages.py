@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import os
 import sys
 from pathlib import Path
 
@@ -23,7 +24,9 @@ def resident(path: Path) -> int:
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     path = tmp_path / "weights"
-    path.write_bytes(bytes(range(256)) * (SIZE // 256))
+    with path.open("wb") as stream:
+        stream.write(bytes(range(256)) * (SIZE // 256))
+        os.fsync(stream.fileno())  # a page that is not yet on the disk counts as written to
     return path
 
 
