@@ -20,7 +20,7 @@ from .session import ROWS, Graphs, Session
 from .shelf import Shelf, Used
 
 Array = np.ndarray[Any, Any]
-CHUNK = 256  # tokens of a prompt in one pass: more are hardly faster, and take more memory
+CHUNK = 128  # tokens of a prompt in one pass: more are hardly faster, and take more memory
 SCORES = 16 << 20  # bytes that the attention scores of a chunk may take
 Place = tuple[int, str]  # layer, "key" or "value"
 
