@@ -186,9 +186,10 @@ def serve(bundle: str, folder: str, answers: str, count: str, memory: str, batch
         if at % 1000 < size:
             say(f"{at:,} done, {resident[-1]:.0f} MiB, {wrong} wrong")
     seconds, tenth = time.perf_counter() - start, max(1, total // 10)
-    return {"requests": total, "wrong": wrong, "ties": ties,
-            "first_mib": statistics.median(resident[tenth : 2 * tenth]), "last_mib": statistics.median(resident[-tenth:]),
-            "peak_mib": peak_mib(), "requests_per_s": total / seconds, "tokens_per_s": NEW * total / seconds, **loads}
+    return {"requests": total, "wrong": wrong, "ties": ties, "peak_mib": peak_mib(),
+            "first_mib": statistics.median(resident[tenth : 2 * tenth]),
+            "last_mib": statistics.median(resident[-tenth:]),
+            "requests_per_s": total / seconds, "tokens_per_s": NEW * total / seconds, **loads}
 
 
 def _drawn(kind: str, seed: int, names: int, total: int) -> list[int]:

@@ -11,7 +11,7 @@ BEGINNING = 32  # tokens of a story that are its prompt
 
 
 def compare_drafts(bundle: str, test: str, stories: str, lines: str, threads: str) -> dict[str, Any]:
-    """Tokens per second both ways, of answers that copy from their prompt and of stories, and how many answers differ."""
+    """Tokens per second both ways, of answers that copy from their prompt and of stories; answers that differ."""
     from edgeft.run import load
 
     # a kept prompt's last token goes in alone and int4 rounds it otherwise: that would blur what drafts change

@@ -92,7 +92,8 @@ def describe(report: dict[str, Any], rows: list[Row]) -> str:
     if report["copying"]:
         found = report["copying"]
         lines += ["", f"{found['differ']} of {found['answers']:.0f} answers with drafts are not those without, "
-                      f"{found['wrong']} of them by more than a near tie; {found['tokens_per_pass']:.2f} tokens per pass"]
+                      f"{found['wrong']} of them by more than a near tie; "
+                      f"{found['tokens_per_pass']:.2f} tokens per pass"]
     return "\n".join(lines)
 
 

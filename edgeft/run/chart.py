@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from edgeft.contract.files import disk_errors
+from edgeft.contract.errors import EdgeftError
 
 Panel = tuple[str, Sequence[tuple[str, float]]]  # what is measured, and a label with a value per bar
 
@@ -46,8 +46,10 @@ def chart(title: str, note: str, panels: Sequence[Panel]) -> str:
 
 def write_chart(path: Path, title: str, note: str, panels: Sequence[Panel]) -> None:
     """Write the chart; EdgeftError where that cannot be."""
-    with disk_errors(path):
+    try:
         path.write_text(chart(title, note, panels), encoding="utf-8")
+    except OSError as error:
+        raise EdgeftError(f"{path}: the chart cannot be written ({error.strerror}). Choose another place.") from None
 
 
 def _text(x: float, y: float, text: str, kind: str = "") -> str:
