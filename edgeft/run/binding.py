@@ -12,6 +12,7 @@ from edgeft.contract.bundle import LOGITS_TO_KEEP
 from .session import Session
 
 Array = np.ndarray[Any, Any]
+NARROW = 16  # tokens of a pass
 
 
 class Binding:
@@ -22,9 +23,10 @@ class Binding:
         self.io = session.ort.io_binding()
         self.held: dict[str, ort.OrtValue] = {}
         self.slots: list[Any] | None = None  # of which rows with which adapters the slots are bound
-        self.ids: Array = np.zeros((rows, 1), np.int64)
-        self.logits: Array | None = None
+        self.ids: Array = np.zeros((rows, 0), np.int64)
+        self.logits: Array = np.zeros((rows, 0, 0), np.float32)
         self._keep = np.zeros(1, np.int64)
+        self._widths: dict[tuple[int, int], tuple[ort.OrtValue, Array, ort.OrtValue, Array]] = {}
 
     def give(self, name: str, array: Array) -> None:
         """Bind an input to an array, which is read at every run."""
@@ -47,17 +49,26 @@ class Binding:
         if self.session.keeps and (LOGITS_TO_KEEP not in self.held or self._keep[0] != keep):
             self._keep[0] = keep
             self.give(LOGITS_TO_KEEP, self._keep)
-        if ids.shape != self.ids.shape or "input_ids" not in self.held:
-            self.ids = np.zeros(ids.shape, np.int64)
-            self.give("input_ids", self.ids)
-        self.ids[...] = ids
         kept = keep if keep and self.session.keeps else ids.shape[1]
-        if self.logits is None or self.logits.shape[1] != kept:
-            value = ort.OrtValue.ortvalue_from_shape_and_type((self.rows, kept, vocabulary), np.float32)
-            self.held["logits"], self.logits = value, value.numpy()
-            self.io.bind_ortvalue_output("logits", value)
+        if (self.ids.shape[1], self.logits.shape[1]) != (ids.shape[1], kept):
+            self._bind_width(ids.shape[1], kept, vocabulary)
+        self.ids[...] = ids
         self.session.ort.run_with_iobinding(self.io)
         return self.logits if not keep else self.logits[:, -keep:]
+
+
+    def _bind_width(self, seq: int, kept: int, vocabulary: int) -> None:
+        """Ids and logits of this width; those of narrow passes are kept, since drafts change from one to the next."""
+        found = self._widths.get((seq, kept))
+        if found is None:
+            ids = np.zeros((self.rows, seq), np.int64)
+            logits = ort.OrtValue.ortvalue_from_shape_and_type((self.rows, kept, vocabulary), np.float32)
+            found = (ort.OrtValue.ortvalue_from_numpy(ids), ids, logits, logits.numpy())
+            if seq <= NARROW:
+                self._widths[seq, kept] = found
+        self.held["input_ids"], self.ids, self.held["logits"], self.logits = found
+        self.io.bind_ortvalue_input("input_ids", self.held["input_ids"])
+        self.io.bind_ortvalue_output("logits", self.held["logits"])
 
 
 def defaults(session: Session) -> dict[str, Array]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -13,7 +13,7 @@ from edgeft.contract.errors import EdgeftError
 
 from .growing import GrowingLanes
 from .lanes import Lanes
-from .lookup import Costs
+from .lookup import Costs, Habits, Lookup
 from .prefixes import Prefixes
 from .request import Generation, Request
 
@@ -36,6 +36,8 @@ class Engine:
         self._fed = 0  # tokens of its prompt that went in
         self._lanes: Lanes | GrowingLanes | None = None
         self.costs = Costs()
+        self.habits: dict[tuple[str, ...], Habits] = defaultdict(Habits)  # by adapters, as are
+        self.earlier: dict[tuple[str, ...], Lookup] = defaultdict(lambda: Lookup([]))  # their answers
 
     @property
     def busy(self) -> bool:
@@ -102,6 +104,8 @@ class Engine:
             return [(request, error)]
         self.feeding, self._fed = self.waiting.popleft(), 0
         request.start()
+        if request.drafts is not None:
+            request.drafts.earlier = self.earlier[tuple(request.adapters)]
         if self.prefixes is not None:
             self._fed = request.reused = self.prefixes.restore(self._lanes, row, self._lanes.key(row), request.prompt)
         return []
@@ -150,13 +154,19 @@ class Engine:
                 return self._taken(request, pieces)
             logits = lanes.feed(0, request.tokens[-1 - len(pieces) :])
             return self._taken(request, [*pieces, request.take(logits[-1])])
-        draft = request.drafts.draft(self.costs, room) if request.drafts is not None and room > 0 else []
+        draft = []
+        if request.drafts is not None and room > 0:
+            draft = request.drafts.draft(self._habits(request), self.costs, room)
         if not draft:
             logits = lanes.step([request.tokens[-1]])
             self.costs.learn(1, time.perf_counter() - start)
             return self._taken(request, [request.take(logits[0])])
         logits = lanes.feed(0, [request.tokens[-1], *draft], keep=0)
         return self._taken(request, self._check(lanes, request, draft, logits, before, start))
+
+    def _habits(self, request: Request) -> Habits:
+        """What is known of drafts with these adapters."""
+        return self.habits[tuple(request.adapters)]
 
     def _check(self, lanes: Lanes, request: Request, draft: list[int], logits: np.ndarray[Any, Any], before: int,
                start: float) -> list[str]:
@@ -165,7 +175,7 @@ class Engine:
         right = next((place for place, token in enumerate(draft) if best[place] != token), len(draft))
         lanes.rewind(0, before + 1 + right)
         assert request.drafts is not None
-        request.drafts.learn(len(draft), right)
+        self._habits(request).learn(request.drafts.size, len(draft), right)
         self.costs.learn(1 + len(draft), time.perf_counter() - start)
         pieces = []
         for token in draft[:right]:
@@ -203,6 +213,9 @@ class Engine:
         lanes = self._lanes
         assert lanes is not None
         if isinstance(lanes, Lanes):
+            if request.drafts is not None:
+                key = tuple(request.adapters)
+                self.earlier[key] = self.earlier[key].remember(request.prompt, request.tokens)
             held = int(lanes.lengths[row]) - request.soft - len(request.prompt)
             if self.prefixes is not None and 0 < held <= len(request.tokens):
                 self.prefixes.keep(lanes, row, lanes.key(row), [*request.prompt, *request.tokens[:held]])
