@@ -20,6 +20,7 @@ STORIES = SHARED / "models" / "stories3m"
 E2E = SHARED / "data" / "e2e"
 EDGEFT = [sys.executable, "-m", "edgeft"]
 POLL_SECONDS = 0.1
+TIE = 0.05  # of the standard deviation of the logits: how near a second choice must be to pass for the first
 
 
 def arguments(doc: str) -> argparse.ArgumentParser:
@@ -142,6 +143,20 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
                        for column, (cell, width) in enumerate(zip(row, widths, strict=True))).rstrip()
              for row in cells]
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+def follows(model: Any, prompt: list[int], adapters: dict[str, float], tokens: list[int]) -> bool:
+    """Whether each token is what a bundle chooses after those before it, or within a near tie of it.
+
+    Passes of other sizes and batches round int4's activations otherwise, so that near ties fall either way.
+    """
+    import numpy as np
+
+    lanes = model.lanes([adapters], len(prompt) + len(tokens))
+    logits = np.array(lanes.feed(0, [*prompt, *tokens[:-1]], keep=0))[len(prompt) - 1 :]
+    lanes.close()
+    lost = logits.max(-1) - logits[np.arange(len(tokens)), tokens]
+    return bool((lost <= TIE * logits.std(-1)).all())
 
 
 def verdict(good: bool) -> str:

@@ -249,14 +249,46 @@ def chat_command(bundle: Path, adapter: tuple[str, ...], system: str | None, mem
 @click.option("--prompt-tokens", default=128, show_default=True, type=click.IntRange(1))
 @click.option("--new-tokens", default=128, show_default=True, type=click.IntRange(1))
 @click.option("--repeats", default=3, show_default=True, type=click.IntRange(1))
+@click.option("--batch", default=8, show_default=True, type=click.IntRange(0), help="Requests at once; 0: none.")
 @click.option("--threads", type=click.IntRange(1), help="[the device file's]")
+@click.option("--compare", is_flag=True, help="Also run onnxruntime-genai and llama.cpp, where they are installed.")
+@click.option("--gguf", type=FOLDER, metavar="FILE", help="The same base, for llama.cpp.")
+@click.option("--gguf-lora", type=FOLDER, metavar="FILE", help="The same adapter, for llama.cpp.")
+@click.option("--peer-python", metavar="PYTHON", help="The interpreter that has the others. [this one]")
+@click.option("--chart", type=FOLDER, metavar="FILE.svg", help="Draw the result here.")
 @click.option("--json", "as_json", is_flag=True)
-def bench_command(bundle: Path, adapter: tuple[str, ...], as_json: bool, **settings: Any) -> None:
-    """Prefill and decode speed (medians) and peak memory on this machine."""
-    from edgeft.run.bench import bench, describe
+def bench_command(bundle: Path, adapter: tuple[str, ...], as_json: bool, compare: bool, gguf: Path | None,
+                  gguf_lora: Path | None, peer_python: str | None, chart: Path | None, **settings: Any) -> None:
+    """Speed, memory, what an adapter costs, switching and a mixed batch on this machine, medians."""
+    _check_bench(compare, gguf, gguf_lora, peer_python, chart)
+    from edgeft.run.bench import bench, describe, draw
+    from edgeft.run.peers import compare as ask_peers
+    from edgeft.run.peers import describe as describe_peers
 
     result = bench(bundle, _adapters(adapter), **settings)
-    print_json(result) if as_json else click.echo(describe(result))
+    if compare:
+        result["peers"] = ask_peers(bundle, result, python=peer_python, gguf=gguf, gguf_lora=gguf_lora)
+    if chart is not None:
+        draw(chart, bundle.name, result)
+    if as_json:
+        print_json(result)
+        return
+    click.echo(describe(result))
+    if compare:
+        click.echo("\n" + describe_peers(result))
+
+
+def _check_bench(compare: bool, gguf: Path | None, lora: Path | None, python: str | None, chart: Path | None) -> None:
+    """What can be refused before minutes are spent on measuring."""
+    if not compare and (gguf or lora or python):
+        raise UsageError("--gguf, --gguf-lora and --peer-python are for --compare.")
+    if lora and not gguf:
+        raise UsageError("--gguf-lora is an adapter for --gguf; give its base too.")
+    for flag, file in (("--gguf", gguf), ("--gguf-lora", lora)):
+        if file is not None and not file.is_file():
+            raise UsageError(f"{flag} {file}: there is no such file.")
+    if chart is not None and (chart.is_dir() or not chart.absolute().parent.is_dir()):
+        raise UsageError(f"--chart {chart}: must be a file in a folder that is there.")
 
 
 for listing in (methods_command, devices_command, plugins_command):

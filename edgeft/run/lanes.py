@@ -19,7 +19,7 @@ from .session import ROWS, Graphs, Session
 from .shelf import Shelf, Used
 
 Array = np.ndarray[Any, Any]
-CHUNK = 256  # tokens of a prompt in one pass: more are hardly faster, and take more memory
+CHUNK = 128  # tokens of a prompt in one pass: more are hardly faster, and take more memory
 SCORES = 16 << 20  # bytes that the attention scores of a chunk may take
 Place = tuple[int, str]  # layer, "key" or "value"
 
@@ -185,6 +185,11 @@ class Lanes:
     def prefill(self, prompts: Sequence[Sequence[int]]) -> Array:
         """Every row takes its prompt in; logits [rows, vocabulary] after its last token."""
         return np.stack([np.array(self.feed(row, prompt)[-1]) for row, prompt in enumerate(prompts)])
+
+    def bind(self, row: int) -> None:
+        """All that passes of this row alone need, without one: graphs open, adapters packed and bound."""
+        for single in (False, True):
+            self._bound(row, row + 1, single=single)
 
     def _pass(self, start: int, stop: int, ids: Array, keep: int) -> Array:
         count = ids.shape[1]

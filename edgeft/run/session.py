@@ -21,6 +21,7 @@ from edgeft.contract.bundle import (
 )
 from edgeft.contract.errors import EdgeftError
 
+from .pages import let_go
 from .prepared import Prepared, find_prepared, open_graph
 
 Array = np.ndarray[Any, Any]
@@ -67,7 +68,7 @@ class Graphs:
     """
 
     def __init__(self, bundle: Bundle, threads: int | None = None, *, several: bool = False) -> None:
-        self.bundle, self.several = bundle, several
+        self.bundle = bundle
         device = bundle.manifest["device"]
         self.threads = threads or int(device["cpu"]["threads"])
         provider = device["run"]["provider"]
@@ -75,6 +76,8 @@ class Graphs:
             raise EdgeftError(f"{bundle.folder}: wants {provider}, and this onnxruntime has "
                               f"{', '.join(ort.get_available_providers())}.")
         self.prepared = find_prepared(bundle)
+        self.several = several or self.prepared is not None
+        self._last = ""
         files = set(bundle.manifest["files"])
         self.ladder = [file for file in LADDER if file in files]
         self._decodes = DECODE_GRAPH in files
@@ -92,8 +95,8 @@ class Graphs:
 
     @property
     def weight_bytes(self) -> int:
-        """What the weights take: as they lie in the file, and without prepared ones a prepacked copy beside it."""
-        return 2 * (self.bundle.folder / GRAPH_DATA).stat().st_size
+        """What the weights take, prepacked."""
+        return (self.bundle.folder / GRAPH_DATA).stat().st_size
 
     def for_step(self, kind: str, *, single: bool) -> Session:
         """For a pass of rows with adapters of this kind ("", "lowrank" or "scale"); `single`: one token a row."""
@@ -115,6 +118,9 @@ class Graphs:
 
     def get(self, file: str) -> Session:
         """This graph, or without `several` the open one if that can do as much."""
+        if file != self._last and self.prepared is not None and self._last:
+            let_go(self.prepared.folder)  # pages of another graph's mapping would count beside this one's
+        self._last = file
         if file in self._open:
             return self._open[file]
         if not self.several and self._open:
@@ -131,6 +137,8 @@ class Graphs:
                 raise
         else:
             self._open[file] = Session(self.bundle, file, self.threads, self.prepared)
+            if self.prepared is not None:
+                let_go()  # opening read the weights as exported, too
         return self._open[file]
 
 
