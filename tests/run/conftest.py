@@ -61,8 +61,8 @@ def kinds(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, P
 
 # Every way to use them; all answer differently.
 MIXES: list[dict[str, float]] = [
-    {"low": 1.0}, {}, {"wide": 1.0, "part": 0.5}, {"soft": 1.0}, {"part": 1.0}, {"low": 0.4}, {"soft": 1.0, "wide": 0.7},
-    {"low": -0.5, "wide": 0.5}, {"factors": 1.0}, {"factors": 0.5, "low": 1.0}]
+    {"low": 1.0}, {}, {"wide": 1.0, "part": 0.5}, {"soft": 1.0}, {"part": 1.0}, {"low": 0.4},
+    {"soft": 1.0, "wide": 0.7}, {"low": -0.5, "wide": 0.5}, {"factors": 1.0}, {"factors": 0.5, "low": 1.0}]
 
 
 def open_model(bundle: Path, kinds: dict[str, Path], **options: object) -> Model:

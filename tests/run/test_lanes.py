@@ -59,7 +59,7 @@ def test_the_last_logits_are_the_last_of_all(model: Model, monkeypatch: pytest.M
 
 def test_rows_leave_from_the_middle_and_others_join(model: Model) -> None:
     mixes = [mix for mix in MIXES if "factors" not in mix]
-    lanes = model.lanes([], 0) if False else model._lanes(6, 1)
+    lanes = model._lanes(6, 1)
     held: list[tuple[dict[str, float], list[int]]] = []
     draw = np.random.default_rng(0)
     for turn in range(30):
