@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import queue
+import contextlib
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import TYPE_CHECKING, Any
 
-from edgeft.contract.errors import EdgeftError
-
+from .engine import Engine
 from .request import Generation, Request
 
 if TYPE_CHECKING:
@@ -17,54 +16,37 @@ if TYPE_CHECKING:
 
 
 class Worker:
-    """Runs a model's engine in a thread of its own, from the first request until none is left."""
+    """Runs an engine in a thread of its own, from the first request until none is left."""
 
-    def __init__(self, model: Model) -> None:
-        self.model = model
-        self._arrived: queue.SimpleQueue[Request] = queue.SimpleQueue()
-        self._inboxes: dict[int, tuple[asyncio.AbstractEventLoop, asyncio.Queue[Any]]] = {}
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
         self._lock = threading.Lock()
         self._running = False
 
     def submit(self, request: Request, inbox: asyncio.Queue[Any]) -> None:
         """Queue a request; its pieces, its answer or an error come into the inbox."""
+        loop = asyncio.get_running_loop()
+
+        def tell(piece: object) -> None:
+            with contextlib.suppress(RuntimeError):  # its loop is closed: nobody waits any more
+                loop.call_soon_threadsafe(inbox.put_nowait, piece)
+
         with self._lock:
-            self._inboxes[id(request)] = (asyncio.get_running_loop(), inbox)
-            self._arrived.put(request)
+            self.engine.submit(request, tell)
             if not self._running:
                 self._running = True
                 threading.Thread(target=self._work, name="edgeft-engine", daemon=True).start()
 
     def _work(self) -> None:
-        engine = self.model.engine
-        with self.model.lock:
-            while True:
-                while not self._arrived.empty():
-                    engine.submit(self._arrived.get())
-                try:
-                    for request, piece in engine.step():
-                        self._tell(request, piece)
-                except Exception as error:  # no request may wait for an answer that never comes
-                    engine.clear()
-                    for place in list(self._inboxes):
-                        self._put(place, error)
-                with self._lock:
-                    if not engine.busy and self._arrived.empty():
-                        self._running = False
-                        return
-
-    def _tell(self, request: Request, piece: str | Generation | EdgeftError) -> None:
-        self._put(id(request), piece)
-        if isinstance(piece, (Generation, EdgeftError)):
-            self._inboxes.pop(id(request), None)
-
-    def _put(self, place: int, piece: object) -> None:
-        loop, inbox = self._inboxes.get(place, (None, None))
-        if loop is not None and inbox is not None and not loop.is_closed():
-            loop.call_soon_threadsafe(inbox.put_nowait, piece)
+        while True:
+            self.engine.advance()
+            with self._lock:
+                if not self.engine.busy:
+                    self._running = False
+                    return
 
 
-async def events(model: Model, prompt: Any, adapters: Any, options: dict[str, Any]) -> AsyncIterator[str]:
+async def events(model: Model, prompt: Any, adapters: Any, options: dict[str, Any]) -> AsyncGenerator[str, None]:
     """Pieces of text, then the whole Generation; a caller that goes away ends its request."""
     (request,) = await asyncio.to_thread(model.requests, [prompt], [adapters], **options)
     inbox: asyncio.Queue[Any] = asyncio.Queue()
@@ -83,14 +65,16 @@ async def events(model: Model, prompt: Any, adapters: Any, options: dict[str, An
 
 async def astream(model: Model, prompt: Any, adapters: Any, options: dict[str, Any]) -> AsyncIterator[str]:
     """Pieces of text as they become known."""
-    async for piece in events(model, prompt, adapters, options):
-        if not isinstance(piece, Generation):
-            yield piece
+    async with contextlib.aclosing(events(model, prompt, adapters, options)) as pieces:
+        async for piece in pieces:
+            if not isinstance(piece, Generation):
+                yield piece
 
 
 async def agenerate(model: Model, prompt: Any, adapters: Any, options: dict[str, Any]) -> Generation:
     """The whole answer."""
-    async for piece in events(model, prompt, adapters, options):
-        if isinstance(piece, Generation):
-            answer = piece
+    async with contextlib.aclosing(events(model, prompt, adapters, options)) as pieces:
+        async for piece in pieces:
+            if isinstance(piece, Generation):
+                answer = piece
     return answer

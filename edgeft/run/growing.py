@@ -20,7 +20,7 @@ CHUNK = 512  # tokens in one pass over a long prompt
 class GrowingLanes:
     """As `Lanes`, for graphs without a shared buffer; what a row lacks in length the mask hides for good."""
 
-    joins = False
+    joins, most = False, 1
 
     def __init__(self, graphs: Graphs, shelf: Shelf, capacity: int, rows: int = 1) -> None:
         if capacity > shelf.bundle.context:
@@ -31,6 +31,11 @@ class GrowingLanes:
         self.past: dict[str, Array] = {}
         self.mask = np.zeros((0, 0), np.int64)
         self._started = False
+
+    @property
+    def pads(self) -> bool:
+        """Whether prompts of different lengths may go in together."""
+        return self.graphs.padding == "anywhere"
 
     @property
     def rows(self) -> int:
@@ -71,8 +76,10 @@ class GrowingLanes:
         last = self.rows - 1
         self.shelf.release(self.used[row])
         order = [*range(row), *([last] if row != last else []), *range(row + 1, last)]
-        self.past = {name: np.ascontiguousarray(array[order]) for name, array in self.past.items()}
-        self.mask, self.lengths = self.mask[order], self.lengths[order]
+        if self._started:
+            self.past = {name: np.ascontiguousarray(array[order]) for name, array in self.past.items()}
+            self.mask = self.mask[order]
+        self.lengths = self.lengths[order]
         self.used = [self.used[item] for item in order]
 
     def close(self) -> None:
@@ -101,7 +108,7 @@ class GrowingLanes:
         if self.rows == 1:
             return self.feed(0, prompts[0])
         counts = [len(prompt) for prompt in prompts]
-        if len({*zip(counts, self.lengths.tolist(), strict=True)}) > 1 and self.graphs.padding != "anywhere":
+        if len({*zip(counts, self.lengths.tolist(), strict=True)}) > 1 and not self.pads:
             raise UsageError("This model takes only prompts of one length in a batch; ask one at a time.")
         ids = np.zeros((len(prompts), max(counts)), np.int64)
         for row, prompt in enumerate(prompts):

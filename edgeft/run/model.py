@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-import threading
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import closing
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,7 +42,7 @@ RUNTIME = 60 * MIB  # what onnxruntime and tokenizers still take after loading
 
 
 class Model:
-    """A loaded bundle. One request or batch at a time, or any number through `astream`.
+    """A loaded bundle; any number of requests may be open at once, from several threads or tasks too.
 
     `memory`: MiB that this process may take; what adapters and kept prompts take is bounded by it.
     `lookup`: whether drafts are made of tokens that were there before. `keep_prompts`: MiB for keys and values of
@@ -65,8 +65,7 @@ class Model:
         self.shelf = Shelf(self.bundle, self.budget)
         self.lookup = lookup
         prefixes = Prefixes(self.budget, keep_prompts * MIB) if keep_prompts and self.graphs.shared else None
-        self.engine = Engine(self._lanes, prefixes)
-        self.lock = threading.RLock()  # the engine is used by one thread at a time
+        self.engine = Engine(self._lanes, prefixes, shelf=self.shelf)
         generation = self.bundle.manifest.get("generation", {})
         self.eos = frozenset(generation.get("eos", []))
         self.defaults = {key: generation[key] for key in ("temperature", "top_k", "top_p", "min_p",
@@ -81,7 +80,7 @@ class Model:
         """Runs the engine for asyncio."""
         from .aio import Worker
 
-        return Worker(self)
+        return Worker(self.engine)
 
     @property
     def context(self) -> int:
@@ -176,9 +175,9 @@ class Model:
         return [done[id(request)] for request in requests]
 
     def _run(self, requests: Sequence[Request]) -> Iterator[tuple[Request, str]]:
-        with self.lock:
-            for request, piece in self.engine.run(requests):
-                if isinstance(piece, EdgeftError):
+        with closing(self.engine.run(requests)) as events:
+            for request, piece in events:
+                if isinstance(piece, Exception):
                     raise piece
                 yield request, piece
 
@@ -232,6 +231,8 @@ class Model:
         return max([self.shelf.load(name).length for name, scale in used.items() if scale], default=0)
 
     def _check_fits(self, request: Request) -> None:
+        if request.max_tokens < 1:
+            raise UsageError(f"max_tokens must be at least 1, found {request.max_tokens}.")
         if not request.prompt:
             raise UsageError("The prompt is empty: there is nothing to go on from.")
         if len(request.prompt) + request.soft >= self.context:
@@ -246,8 +247,12 @@ class Model:
         """A batch of one's own, whose row i uses adapters used[i]; `tokens` of prompt and answer together."""
         self.shelf.check(used)
         made = self._lanes(min(self.context, max(map(self._soft, used)) + tokens), len(used))
-        for row in used:
-            made.join(row)
+        try:
+            for row in used:
+                made.join(row)
+        except EdgeftError:
+            made.close()
+            raise
         return made
 
 

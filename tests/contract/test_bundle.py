@@ -253,3 +253,16 @@ def test_adapter_names_that_can_be(name):
 def test_adapter_names_that_cannot_be(name):
     with pytest.raises(UsageError, match="adapter name"):
         check_name(name)
+
+
+@pytest.mark.parametrize(("out", "width", "blocks"), [
+    ((64,), 64, 1), ((64, 32, 32), 32, 4), ((96, 96), 96, 2), ((576, 192, 192), 192, 5), ((97, 97), 97, 2),
+    ((97, 64), 161, 1), ((1536, 128, 128), 1792, 1), ((1024, 128, 128), 128, 10), ((33,), 33, 1)])
+def test_blocks_are_equally_wide_and_each_belongs_to_one_module(out, width, blocks):
+    group = SlotGroup("g", tuple(f"m{index}" for index in range(len(out))), 8, out)
+    assert (group.width, group.blocks) == (width, blocks)
+    assert group.width * group.blocks == sum(out)
+    if group.blocks > 1:
+        edges = {sum(out[:index]) for index in range(len(out))}
+        assert edges <= {block * group.width for block in range(group.blocks)}
+    assert SlotGroup.from_json(json.loads(json.dumps(group.to_json()))) == group

@@ -1,0 +1,174 @@
+"""Drafts make fewer passes and never another answer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgeft.run import Model
+from edgeft.run.lookup import Costs, Lookup
+from tests.run.conftest import MIXES, PROMPTS, open_model
+
+LOOP = "cat dog " * 12
+
+
+class Eager(Lookup):
+    """Drafts whatever it can, right or not, so that no clock decides what is tried."""
+
+    def draft(self, costs: Costs, most: int) -> list[int]:
+        self.rate = 0.95
+        free = Costs()
+        free._slope = 1e-9
+        return super().draft(free, most)
+
+
+@pytest.fixture
+def eager(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgeft.run.request.Lookup", Eager)
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["one-graph", "several"])
+def model(request: pytest.FixtureRequest, bundle: Path, kinds: dict[str, Path]) -> Model:
+    return open_model(bundle, kinds, keep_prompts=0, several=request.param)
+
+
+def both(model: Model, prompt: str, mix: dict[str, float], **options: Any) -> tuple[Any, Any]:
+    """With drafts and without."""
+    return (model.generate(prompt, adapters=mix, raw=True, **options),
+            model.generate(prompt, adapters=mix, raw=True, lookup=False, **options))
+
+
+@pytest.mark.usefixtures("eager")
+@pytest.mark.parametrize("mix", MIXES)
+def test_greedy_answers_stay_the_same(model: Model, mix: dict[str, float]) -> None:
+    fewer = 0
+    for prompt in [*PROMPTS, LOOP, "one two three " * 8]:
+        found, wanted = both(model, prompt, mix, max_tokens=40)
+        assert found.tokens == wanted.tokens
+        assert (found.text, found.finish) == (wanted.text, wanted.finish)
+        assert wanted.passes == len(wanted.tokens) - 1
+        assert found.passes <= wanted.passes
+        fewer += wanted.passes - found.passes
+    assert fewer > 0
+
+
+class Says:
+    """Stands for a model that says a known text, whatever it is given."""
+
+    def __init__(self, model: Model, monkeypatch: pytest.MonkeyPatch, prompt: int, says: list[int]) -> None:
+        self.text, self.width = [0] * prompt + says, model.graphs.vocabulary
+        monkeypatch.setattr("edgeft.run.lanes.Lanes._pass", lambda *about: self.run(*about))
+
+    def run(self, lanes: Any, start: int, stop: int, ids: np.ndarray[Any, Any], keep: int) -> np.ndarray[Any, Any]:
+        length = int(lanes.lengths[start])
+        assert length + ids.shape[1] <= lanes.capacity
+        lanes.lengths[start:stop] += ids.shape[1]
+        logits = np.zeros((stop - start, ids.shape[1], self.width), np.float32)
+        for place in range(ids.shape[1]):
+            logits[0, place, (self.text + [9] * 300)[length + place + 1]] = 1
+        return logits[:, -keep:] if keep else logits
+
+
+def say(model: Model, monkeypatch: pytest.MonkeyPatch, says: list[int], **options: Any) -> tuple[Any, Any]:
+    """An answer of that text to a prompt that holds its beginning, with drafts and without."""
+    prompt = "the red cat runs a tree the"
+    count = len(model.encode(prompt, {}, raw=True))
+    with monkeypatch.context() as patch:
+        Says(model, patch, count, says)
+        return both(model, prompt, {}, **options)
+
+
+@pytest.mark.usefixtures("eager")
+@pytest.mark.parametrize("most", range(1, 40, 3))
+def test_the_length_ends_an_answer_inside_a_draft(model: Model, monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+    found, wanted = say(model, monkeypatch, [7, 8, 9, 10] * 12, max_tokens=most)
+    assert found.tokens == wanted.tokens == ([7, 8, 9, 10] * 12)[:most]
+    assert found.finish == wanted.finish == "length"
+    if most > 12:
+        assert found.passes < wanted.passes * 2 // 3
+
+
+@pytest.mark.usefixtures("eager")
+@pytest.mark.parametrize("at", range(9, 24))
+def test_eos_ends_an_answer_inside_a_draft(model: Model, monkeypatch: pytest.MonkeyPatch, at: int) -> None:
+    """The draft goes over the end: the same tokens came before with the end in their midst."""
+    monkeypatch.setattr(model, "eos", frozenset({11}))
+    says = [[20, 21, 22, 23, 24, 25][index % 6] for index in range(40)]
+    says[at] = 11
+    found, wanted = say(model, monkeypatch, says, max_tokens=40)
+    assert found.tokens == wanted.tokens == says[: at + 1]
+    assert found.finish == wanted.finish == "eos"
+    assert found.passes < wanted.passes
+
+
+@pytest.mark.usefixtures("eager")
+def test_a_stop_text_ends_an_answer_inside_a_draft(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = model.encode(" red blue small cat", {}, raw=True)[1:]
+    for word in (" blue", "l", "cat red", "all cat red b"):
+        found, wanted = say(model, monkeypatch, words * 8, max_tokens=40, stop=[word])
+        assert (found.text, found.tokens, found.finish) == (wanted.text, wanted.tokens, "stop")
+        assert word not in found.text
+
+
+@pytest.mark.usefixtures("eager")
+def test_the_context_ends_an_answer_inside_a_draft(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    found, wanted = say(model, monkeypatch, [7, 8, 9, 10] * 100, max_tokens=10_000)
+    assert found.finish == wanted.finish == "context"
+    assert found.tokens == wanted.tokens
+    assert len(found.tokens) + len(found.prompt_tokens) == model.context
+    assert found.passes < wanted.passes // 2
+
+
+@pytest.mark.parametrize("mix", [{}, {"low": 1.0}, {"soft": 1.0}])
+def test_a_rejected_draft_leaves_no_trace(model: Model, mix: dict[str, float]) -> None:
+    prompt, wrong = [1, 20, 30, 40], [50, 60, 70, 80, 90]
+    tried, plain = model.lanes([mix], 40), model.lanes([mix], 40)
+    for lanes in (tried, plain):
+        lanes.prefill([prompt])
+    before = int(tried.lengths[0])
+    tried.feed(0, [33, *wrong], keep=0)
+    tried.rewind(0, before + 2)  # the first of the draft was right
+    plain.feed(0, [33, wrong[0]])
+    for token in (21, 22, 23):
+        assert np.abs(np.array(tried.step([token])) - np.array(plain.step([token]))).max() < 1e-5
+    tried.rewind(0, before)
+    assert np.abs(np.array(tried.feed(0, [33])) - np.array(plain.step([33])[0])).max() > 1e-3  # another past
+    tried.close()
+    plain.close()
+
+
+def test_sampling_makes_no_drafts(model: Model) -> None:
+    found = model.generate(LOOP, adapters={}, raw=True, temperature=0.7, seed=1, max_tokens=20)
+    assert found.passes == len(found.tokens) - 1
+    assert found.tokens == model.generate(LOOP, adapters={}, raw=True, temperature=0.7, seed=1, max_tokens=20,
+                                          lookup=False).tokens
+
+
+def test_the_longest_match_is_followed() -> None:
+    lookup, free = Lookup([1, 2, 3, 4, 5, 9, 3, 4, 6, 1, 2, 3, 4]), Costs()
+    free._slope, lookup.rate = 1e-9, 0.95
+    assert lookup.draft(free, 2) == [5, 9]
+    assert lookup.draft(free, 1) == [5]
+    lookup.push(6)
+    assert lookup.draft(free, 16)[:2] == [1, 2]  # 3 4 6, the newest place
+    lookup.push(77)
+    assert lookup.draft(free, 16) == []
+
+
+def test_drafts_that_fail_are_given_up_and_tried_again() -> None:
+    lookup, costs = Lookup([1, 2, 3] * 4), Costs()
+    assert lookup.draft(costs, 16)
+    for _ in range(6):
+        lookup.learn(4, 0)
+    assert lookup.draft(costs, 16) == []
+    for _ in range(60):
+        lookup.draft(costs, 16)
+    assert lookup.draft(costs, 16)
+    dear = Costs()
+    dear.learn(1, 1.0)
+    dear.learn(5, 9.0)
+    assert dear.of(5) == pytest.approx(9.0)
+    assert Lookup([1, 2, 3] * 4).draft(dear, 16) == []
