@@ -49,7 +49,7 @@ class Lookup:
 
 
 class Drafting:
-    """What is known of drafts with some adapters: their earlier answers, how often drafts are right, what passes cost."""
+    """What is known of drafts with some adapters: earlier answers, how often drafts are right, what passes cost."""
 
     def __init__(self) -> None:
         # how often the first token is right, by how many tokens agree, below 0 with an earlier answer; and each next
