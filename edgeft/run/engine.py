@@ -88,16 +88,21 @@ class Engine:
         return joins and len(self.running) < self.most_rows
 
     def _admit(self) -> list[Event]:
-        request = self.waiting[0]
-        if self._lanes is None:
-            self._lanes = self._make_lanes(request.capacity, 1)
-        if isinstance(self._lanes, GrowingLanes):
-            return self._admit_all(self._lanes)
+        request, fresh = self.waiting[0], self._lanes is None
         try:
-            row = self._lanes.join(request.used, request.capacity)
+            if self._lanes is None:
+                self._lanes = self._make_lanes(request.capacity, 1)
+            if isinstance(self._lanes, GrowingLanes):
+                return self._admit_all(self._lanes)
+            row = self._join(self._lanes, request)
         except EdgeftError as error:
             if self.running:
                 return []  # when others have ended there may be room
+            if self._lanes is not None:
+                self._lanes.close()
+                self._lanes = None
+            if not fresh:
+                return []  # once more, with a cache for this one alone
             self.waiting.popleft()
             return [(request, error)]
         self.feeding, self._fed = self.waiting.popleft(), 0
@@ -105,6 +110,16 @@ class Engine:
         if self.prefixes is not None:
             self._fed = request.reused = self.prefixes.restore(self._lanes, row, self._lanes.key(row), request.prompt)
         return []
+
+    def _join(self, lanes: Lanes, request: Request) -> int:
+        """A row for a request, its adapters bound: what finds no room does so now, not amid others' answers."""
+        row = lanes.join(request.used, request.capacity)
+        try:
+            lanes.bind(row)
+        except EdgeftError:
+            lanes.leave(row)
+            raise
+        return row
 
     def _admit_all(self, lanes: GrowingLanes) -> list[Event]:
         """A traced graph: all that wait go in together, and nobody joins before they have ended."""

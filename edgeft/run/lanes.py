@@ -220,9 +220,9 @@ class Lanes:
         return np.stack([np.array(self.feed(row, prompt)[-1]) for row, prompt in enumerate(prompts)])
 
     def bind(self, row: int) -> None:
-        """All that passes of this row alone need, without one: graphs open, adapters packed and bound."""
-        for single in (False, True):
-            self._bound(row, row + 1, single=single)
+        """All that a prompt of this row and steps of it with those before it need; EdgeftError without room for it."""
+        self._bound(row, row + 1, single=False)
+        self._bound(0, row + 1, single=True)
 
     def _pass(self, start: int, stop: int, ids: Array, keep: int) -> Array:
         count = ids.shape[1]

@@ -107,11 +107,13 @@ class Shelf:
             self.prefix(row)
 
     def use(self, row: Used) -> None:
-        """A running request uses these: they can neither be unloaded nor closed."""
+        """A running request uses these: they can neither be unloaded nor closed, and their matrices stay."""
         self._users.update(row.keys())
+        self.budget.pin(("rows", self.key(row)))
 
     def release(self, row: Used) -> None:
         """That request has ended."""
+        self.budget.unpin(("rows", self.key(row)))
         self._users.subtract(row.keys())
 
     def kind(self, row: Used) -> str:
