@@ -223,8 +223,8 @@ class Engine:
                 self.prefixes.keep(lanes, row, lanes.key(row), [*request.prompt, *request.tokens[:held]])
             if self.feeding is not None and row != last:
                 lanes.swap(row, last)
-                row, self.running[row] = last, self.running[last]
-                self.running[last] = request
+                self.running[row], self.running[last] = self.running[last], request
+                row = last
         lanes.leave(row)
         if row != last:
             self.running[row] = self.running[last]

@@ -10,12 +10,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 
-from edgeft.contract.bundle import LOGITS_TO_KEEP
 from edgeft.contract.errors import EdgeftError
 
 from . import packing
+from .binding import Binding, defaults
 from .session import ROWS, Graphs, Session
 from .shelf import Shelf, Used
 
@@ -23,45 +22,6 @@ Array = np.ndarray[Any, Any]
 CHUNK = 128  # tokens of a prompt in one pass: more are hardly faster, and take more memory
 SCORES = 16 << 20  # bytes that the attention scores of a chunk may take
 Place = tuple[int, str]  # layer, "key" or "value"
-
-
-class Binding:
-    """A graph bound to some of the rows; `held` keeps alive what the binding knows only by address."""
-
-    def __init__(self, session: Session, rows: int) -> None:
-        self.session, self.rows = session, rows
-        self.io = session.ort.io_binding()
-        self.held: dict[str, ort.OrtValue] = {}
-        self.slots: object = None  # of which rows with which adapters the slots are bound
-        self.ids: Array = np.zeros((rows, 1), np.int64)
-        self.logits: Array | None = None
-        self._keep = np.zeros(1, np.int64)
-
-    def give(self, name: str, array: Array) -> None:
-        """Bind an input to an array, which is read at every run."""
-        self.held[name] = ort.OrtValue.ortvalue_from_numpy(array)
-        self.io.bind_ortvalue_input(name, self.held[name])
-
-    def take(self, name: str) -> None:
-        """Bind an output to the input's own memory under another name."""
-        self.io.bind_ortvalue_output(name.replace("past_key_values", "present"), self.held[name])
-
-    def run(self, ids: Array, keep: int, vocabulary: int) -> Array:
-        """One pass; logits [rows, kept, vocabulary], in a buffer that the next pass of this shape overwrites."""
-        if self.session.keeps and (LOGITS_TO_KEEP not in self.held or self._keep[0] != keep):
-            self._keep[0] = keep
-            self.give(LOGITS_TO_KEEP, self._keep)
-        if ids.shape != self.ids.shape or "input_ids" not in self.held:
-            self.ids = np.zeros(ids.shape, np.int64)
-            self.give("input_ids", self.ids)
-        self.ids[...] = ids
-        kept = keep if keep and self.session.keeps else ids.shape[1]
-        if self.logits is None or self.logits.shape[1] != kept:
-            value = ort.OrtValue.ortvalue_from_shape_and_type((self.rows, kept, vocabulary), np.float32)
-            self.held["logits"], self.logits = value, value.numpy()
-            self.io.bind_ortvalue_output("logits", value)
-        self.session.ort.run_with_iobinding(self.io)
-        return self.logits if not keep else self.logits[:, -keep:]
 
 
 class Lanes:
@@ -84,6 +44,7 @@ class Lanes:
         self._bindings: dict[tuple[str, int, int], Binding] = {}
         self._matrices: packing.RowMatrices | None = None
         self._matrices_size = 0
+        self._pinned: Any = None  # in the budget: the one adapter mix whose matrices bindings hold themselves
         self._grow(rows, capacity)
 
     @property
@@ -105,8 +66,9 @@ class Lanes:
         if (rows, capacity) == (self.most, self.capacity):
             return
         change = rows * self.row_bytes(capacity) - self.most * self.row_bytes(self.capacity)
-        self.shelf.budget.reserve(change, f"A cache for {rows} request(s) of {capacity} tokens")
+        self._unpin()
         self._bindings.clear()
+        self.shelf.budget.reserve(change, f"A cache for {rows} request(s) of {capacity} tokens")
         for layer, (heads, size) in enumerate(self.graphs.layers):
             for part in ("key", "value"):
                 fresh = np.zeros((rows, heads, capacity, size), np.float32)
@@ -123,13 +85,16 @@ class Lanes:
         """Give the memory back."""
         while self.used:
             self.leave(len(self.used) - 1)
+        self._unpin()
         self.shelf.budget.reserve(-self.most * self.row_bytes(self.capacity) - self._matrices_size, "")
         self.most = self._matrices_size = 0
+        self._matrices = None
         self._bindings.clear()
+        self.buffers.clear()
 
     def join(self, used: Used, capacity: int = 0) -> int:
         """One more row with these adapters, its soft prompt in place; returns its index."""
-        prefix = self.shelf.prefix(used)
+        prefix, kind, mix = self.shelf.prefix(used), self.shelf.kind(used), self.shelf.key(used)
         length = prefix[0][0].shape[1] if prefix else 0
         if length >= max(capacity, self.capacity):
             raise EdgeftError(f"The soft prompt takes {length} tokens, and the cache holds "
@@ -141,8 +106,8 @@ class Lanes:
             self.buffers[layer, "value"][row, :, :length] = value
         self._mask[row, :length], self._mask[row, length:] = 1, 0
         self.used.append(used)
-        self._kinds.append(self.shelf.kind(used))
-        self._keys.append(self.shelf.key(used))
+        self._kinds.append(kind)
+        self._keys.append(mix)
         self.lengths = np.append(self.lengths, length)
         self.shelf.use(used)
         return row
@@ -160,6 +125,8 @@ class Lanes:
             held[row] = held[last]
             held.pop()
         self.lengths = self.lengths[:last].copy()
+        if self._pinned is not None and self._pinned[1] not in self._keys:
+            self._unpin()  # the bindings keep it for the next request, but it may be thrown away
 
     def swap(self, one: int, other: int) -> None:
         """Two rows change places."""
@@ -197,7 +164,7 @@ class Lanes:
             return self._pass(row, row + 1, np.asarray([ids], np.int64), keep)[0]
         parts = [np.array(self._pass(row, row + 1, np.asarray([ids[start : start + chunk]], np.int64), keep)[0])
                  for start in range(0, len(ids), chunk)]
-        return np.concatenate(parts) if not keep else parts[-1]
+        return np.concatenate(parts)[-keep:]  # with 0 all of them
 
     @property
     def chunk(self) -> int:
@@ -239,6 +206,8 @@ class Lanes:
     def _bound(self, start: int, stop: int, *, single: bool) -> Binding:
         kinds = self._kinds[start:stop]
         kind = "scale" if "scale" in kinds else "lowrank" if "lowrank" in kinds else ""
+        if self.graphs.reopens(kind, single=single):
+            self._bindings.clear()  # they would keep the graph alive that has to go first
         session = self.graphs.for_step(kind, single=single)
         where = (session.file, start, stop)
         binding = self._bindings.get(where)
@@ -257,28 +226,51 @@ class Lanes:
         return binding
 
     def _give_slots(self, binding: Binding, start: int, used: Sequence[Used], keys: list[Any]) -> None:
-        if binding.slots == keys and binding.session.file not in ROWS:
-            return
         if binding.session.file not in ROWS:
-            slots = self.shelf.slots(used)
-            values: Mapping[str, Array] = {**slots.shared, **slots.rows}
-            values = {**values, **{name: array for name, array in defaults(binding.session).items()
-                                   if name in binding.held and name not in values}}
+            if binding.slots != keys:
+                self._give(binding, keys, self._gated(binding, used))
         elif len(set(keys)) == 1:
-            if binding.slots == keys[:1]:
-                return
-            values = {**self.shelf.nothing, **self.shelf.matrices(used[0])[1]}
-            keys = keys[:1]
-        else:
-            if self._place(start, used, keys) and binding.slots == [self._matrices, *keys]:
-                return
+            if binding.slots != keys[:1] or (keys[0] and self._pinned != ("rows", keys[0])):
+                self._give(binding, keys[:1], {**self.shelf.nothing, **self._own(used[0], keys[0])})
+        elif not self._place(start, used, keys) or binding.slots != [self._matrices, *keys]:
             assert self._matrices is not None
-            values = {**self.shelf.nothing, **{name: array[start:] for name, array in
-                                               self._matrices.values(start + len(used)).items()}}
-            keys = [self._matrices, *keys]
+            rooms = self._matrices.values(start + len(used))
+            self._give(binding, [self._matrices, *keys],
+                       {**self.shelf.nothing, **{name: array[start:] for name, array in rooms.items()}})
+
+    def _give(self, binding: Binding, keys: list[Any], values: Mapping[str, Array]) -> None:
         for name, array in values.items():
             binding.give(name, array)
         binding.slots = keys
+
+    def _gated(self, binding: Binding, used: Sequence[Used]) -> dict[str, Array]:
+        """For the contract's graph; what earlier adapters left in the binding goes back to its default."""
+        slots = self.shelf.slots(used)
+        values = {**slots.shared, **slots.rows}
+        return {**values, **{name: array for name, array in defaults(binding.session).items()
+                             if name in binding.held and name not in values}}
+
+    def _own(self, used: Used, key: Any) -> dict[str, Array]:
+        """One mix's matrices for all rows; the budget counts them for as long as a binding reads them."""
+        if not key:
+            return {}
+        self._let_go(key)
+        self._pinned, arrays = self.shelf.matrices(used)
+        self.shelf.budget.pin(self._pinned)
+        return arrays
+
+    def _unpin(self) -> None:
+        if self._pinned is not None:
+            self.shelf.budget.unpin(self._pinned)
+            self._pinned = None
+
+    def _let_go(self, key: Any = None) -> None:
+        """Bindings drop what they hold of adapters; with a key, but for this mix and what rows share."""
+        self._unpin()
+        for binding in self._bindings.values():
+            stays = key and binding.slots and (binding.slots in ([key], [()]) or binding.slots[0] is self._matrices)
+            if binding.session.file in ROWS and not stays:
+                binding.drop_slots()
 
     def _place(self, start: int, used: Sequence[Used], keys: Sequence[Any]) -> bool:
         """Every row's own matrices into the room that rows share; whether that room was there already."""
@@ -286,30 +278,20 @@ class Lanes:
         ranks = {name: max(need[name] for need in needs) for name in needs[0]}
         stop, kept = start + len(used), True
         if self._matrices is None or not self._matrices.fits(stop, ranks):
-            old = self._matrices
-            ranks = {name: max(rank, old.ranks[name] if old else 0) for name, rank in ranks.items()}
+            if self._matrices is not None:
+                ranks = {name: max(rank, self._matrices.ranks[name]) for name, rank in ranks.items()}
             rows = max(stop, self.most)
             size = sum(4 * int(np.prod(shape)) for group in self.shelf.groups if ranks[group.name]
                        for shape in packing.shapes(group, rows, ranks[group.name]))
-            self.shelf.budget.reserve(size - self._matrices_size,
-                                      f"Room for {rows} requests, each with its own adapters,")
-            self._matrices_size, kept = size, False
+            who = f"Room for {rows} requests, each with its own adapters,"
+            self.shelf.budget.need(size - self._matrices_size, who)  # else the rows that run keep what they have
+            self._let_go()
+            self._matrices, kept = None, False  # gone before the larger one is there
+            self.shelf.budget.reserve(-self._matrices_size, "")
+            self.shelf.budget.reserve(size, who)
+            self._matrices_size = size
             self._matrices = packing.RowMatrices(self.shelf.groups, rows, ranks)
         for row, (mix, key) in enumerate(zip(used, keys, strict=True), start):
             if self._matrices.held[row] != key:
                 self._matrices.place(row, key, self.shelf.matrices(mix)[1] if key else {})
         return kept
-
-
-def defaults(session: Session) -> dict[str, Array]:
-    """What a slot of the contract's graph holds when no adapter is bound to it."""
-    made = {}
-    for name, shape in session.inputs.items():
-        if name == "adapter_gate" or name.endswith(".scale"):
-            made[name] = np.ones((1, 1, 1), np.float32)
-        elif name.endswith((".A", ".B")):
-            first = name.endswith(".A")
-            rank = str(shape[1 if first else 0])
-            count = int(rank.rpartition("x")[2]) if "x" in rank else 1
-            made[name] = np.zeros((shape[0], count) if first else (count, shape[1]), np.float32)
-    return made

@@ -49,7 +49,7 @@ class Generation(str):
                 "reused_tokens": self.reused_tokens, "passes": self.passes, "peak_rss_mib": round(peak_mib(), 1)}
 
 
-@dataclass
+@dataclass(eq=False)  # two that ask the same are still two
 class Request:
     """What is asked, and how far the answer is."""
 

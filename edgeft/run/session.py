@@ -100,9 +100,17 @@ class Graphs:
 
     def for_step(self, kind: str, *, single: bool) -> Session:
         """For a pass of rows with adapters of this kind ("", "lowrank" or "scale"); `single`: one token a row."""
+        return self.get(self._file(kind, single))
+
+    def reopens(self, kind: str, *, single: bool) -> bool:
+        """Whether the graph that is open has to be closed for such a pass."""
+        file = self._file(kind, single)
+        return not self.several and all(self.ladder.index(open_) < self.ladder.index(file) for open_ in self._open)
+
+    def _file(self, kind: str, single: bool) -> str:
         if kind == "lowrank" and PREFILL_GRAPH in self.ladder:
-            return self.get(DECODE_GRAPH if single and self.several and self._decodes else PREFILL_GRAPH)
-        return self.get(self.ladder[0] if not kind else GRAPH if kind == "lowrank" else SCALED_GRAPH)
+            return DECODE_GRAPH if single and self.several and self._decodes else PREFILL_GRAPH
+        return self.ladder[0] if not kind else GRAPH if kind == "lowrank" else SCALED_GRAPH
 
     def for_batch(self, *, scaled: bool) -> Session:
         """The contract's graph, for rows that go in together whatever their adapters."""

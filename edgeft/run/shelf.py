@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -41,6 +42,7 @@ class Shelf:
         self._paths: dict[str, Path] = {}  # registered beside the bundle's own
         self._open: OrderedDict[str, Adapter] = OrderedDict()
         self._users: Counter[str] = Counter()
+        self._lock = threading.RLock()  # requests are made, and adapters unloaded, while a batch runs elsewhere
         self.nothing = packing.nothing(self.groups)
 
     @property
@@ -55,39 +57,42 @@ class Shelf:
 
     def register(self, name: str, path: Path) -> None:
         """Offer an adapter file under a new name; it is opened and checked when it is first used."""
-        if name in self._paths or name in self._open or name in self.bundle.adapters:
-            raise UsageError(f"There is an adapter {name!r} already; unload it first.")
-        self._paths[name] = path
+        with self._lock:
+            if name in self._paths or name in self._open or name in self.bundle.adapters:
+                raise UsageError(f"There is an adapter {name!r} already; unload it first.")
+            self._paths[name] = path
 
     def load(self, name: str, path: Path | None = None) -> Adapter:
         """An adapter, opened and checked: one of the bundle's by its name, a registered one, or any file."""
-        if path is not None:
-            self.register(name, path)
-        if name in self._open:
-            self._open.move_to_end(name)
-            return self._open[name]
-        try:
-            adapter = open_adapter(name, self._paths.get(name) or self.bundle.adapter_file(name), self.bundle)
-        except Exception:
+        with self._lock:
             if path is not None:
-                del self._paths[name]
-            raise
-        self._open[name] = adapter
-        while len(self._open) > OPEN:
-            oldest = next((item for item in self._open if not self._users[item] and item != name), None)
-            if oldest is None:
-                break
-            self._forget(oldest)
-        return adapter
+                self.register(name, path)
+            if name in self._open:
+                self._open.move_to_end(name)
+                return self._open[name]
+            try:
+                adapter = open_adapter(name, self._paths.get(name) or self.bundle.adapter_file(name), self.bundle)
+            except Exception:
+                if path is not None:
+                    del self._paths[name]
+                raise
+            self._open[name] = adapter
+            while len(self._open) > OPEN:
+                oldest = next((item for item in self._open if not self._users[item] and item != name), None)
+                if oldest is None:
+                    break
+                self._forget(oldest)
+            return adapter
 
     def unload(self, name: str) -> None:
         """Let go of an adapter and of all that was made of it; UsageError while a request uses it."""
-        if self._users[name]:
-            raise UsageError(f"Adapter {name!r} is in use by {self._users[name]} running request(s); unload it "
-                             "when they have ended.")
-        if self._paths.pop(name, None) is None and name not in self._open:
-            raise UsageError(f"No adapter {name!r} is loaded.")
-        self._forget(name)
+        with self._lock:
+            if self._users[name]:
+                raise UsageError(f"Adapter {name!r} is in use by {self._users[name]} running request(s); unload it "
+                                 "when they have ended.")
+            if self._paths.pop(name, None) is None and name not in self._open:
+                raise UsageError(f"No adapter {name!r} is loaded.")
+            self._forget(name)
 
     def _forget(self, name: str) -> None:
         adapter = self._open.pop(name, None)
@@ -108,13 +113,15 @@ class Shelf:
 
     def use(self, row: Used) -> None:
         """A running request uses these: they can neither be unloaded nor closed, and their matrices stay."""
-        self._users.update(row.keys())
-        self.budget.pin(("rows", self.key(row)))
+        with self._lock:
+            self._users.update(row.keys())
+            self.budget.pin(("rows", self.key(row)))
 
     def release(self, row: Used) -> None:
         """That request has ended."""
-        self.budget.unpin(("rows", self.key(row)))
-        self._users.subtract(row.keys())
+        with self._lock:
+            self.budget.unpin(("rows", self.key(row)))
+            self._users.subtract(row.keys())
 
     def kind(self, row: Used) -> str:
         """What a graph must have for these adapters: "" (nothing), "lowrank" or "scale"."""
