@@ -146,6 +146,21 @@ def test_too_little_is_one_message_and_takes_nothing(bundle: Path, many: dict[st
         assert model.generate("a", adapters={}, raw=True, max_tokens=4).tokens
 
 
+def test_requests_wait_until_there_is_room_for_their_cache(bundle: Path, many: dict[str, Path]) -> None:
+    model = small(bundle, many, 1 << 30)
+    requests = model.requests(["a", "the", "one", "two", "cat"], [{}] * 5, raw=True, temperature=0, max_tokens=20)
+    wanted = alone(model, requests)
+    lanes = model._lanes(64, 1)
+    model.budget.limit = model.budget.fixed + 3 * lanes.row_bytes(max(request.capacity for request in requests))
+    lanes.close()
+    rows = []
+    step = model.engine.step
+    model.engine.step = lambda: (rows.append(len(model.engine.running)), step())[1]  # type: ignore[func-returns-value, method-assign]
+    ended = drive(model.engine, requests)
+    assert [ended[request].tokens for request in requests] == wanted
+    assert max(rows) == 2
+
+
 def test_a_long_request_does_not_starve_the_next(bundle: Path, many: dict[str, Path]) -> None:
     """The row that stays for the next request makes room for its adapter."""
     model = small(bundle, many, 250_000)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgeft.contract.bundle import PREFILL_GRAPH, SCALED_GRAPH, SlotGroup
+from edgeft.contract.bundle import PLAIN_GRAPH, PREFILL_GRAPH, SCALED_GRAPH, SlotGroup
 from edgeft.contract.errors import EdgeftError
 from edgeft.run import Model
 from edgeft.run.growing import GrowingLanes
@@ -94,17 +94,14 @@ def test_a_closed_graph_is_not_kept_alive(bundle: Path, kinds: dict[str, Path]) 
     import weakref
 
     model = open_model(bundle, kinds)
-    lanes = model.lanes([{}], 20)
-    lanes.prefill([IDS])
-    plain = weakref.ref(next(iter(model.graphs._open.values())))
-    used = lanes.join({"low": 1.0}, 20)
-    lanes.feed(used, IDS)
-    gc.collect()
-    assert plain() is None
-    assert model.graphs.opened == [PREFILL_GRAPH]
-    lanes.join({"factors": 1.0}, 20)
-    lanes.feed(2, IDS)
-    assert model.graphs.opened == [SCALED_GRAPH]
+    lanes = model._lanes(20, 3)  # no row that joins makes anything anew
+    for row, mix in enumerate([{}, {"low": 1.0}, {"factors": 1.0}]):
+        lanes.join(mix, 20)
+        before = weakref.ref(next(iter(model.graphs._open.values())))
+        lanes.feed(row, IDS)
+        gc.collect()
+        assert (before() is None) == bool(mix)
+        assert model.graphs.opened == [[PLAIN_GRAPH], [PREFILL_GRAPH], [SCALED_GRAPH]][row]
     assert near(np.array(lanes.step([5, 5, 5]))[1], after(model, {"low": 1.0}, [*IDS, 5]))
 
 
