@@ -16,11 +16,12 @@ if TYPE_CHECKING:
 __all__ = ["Generation", "Model", "load"]
 
 
-def load(bundle: str | Path, *, threads: int | None = None, memory: int | None = None, lookup: bool = True,
+def load(bundle: str | Path, *, threads: int | None = None, memory: int | None = None, lookup: bool | None = None,
          keep_prompts: int = 64) -> Model:
     """Open a bundle folder; `threads` and `memory` (MiB that the process may take) override its device file's.
 
-    `lookup`: draft tokens from what was there before, where that pays; greedy answers stay the same.
+    `lookup`: draft tokens from what was there before, where that pays. Greedy answers stay the same in fp32, where
+    it is the default; on integer grids near ties may fall otherwise, as they may in a batch.
     `keep_prompts`: MiB for keys and values of prompts that may come again; 0 keeps none.
     """
     from .model import Model

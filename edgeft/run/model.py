@@ -45,12 +45,13 @@ class Model:
     """A loaded bundle; any number of requests may be open at once, from several threads or tasks too.
 
     `memory`: MiB that this process may take; what adapters and kept prompts take is bounded by it.
-    `lookup`: whether drafts are made of tokens that were there before. `keep_prompts`: MiB for keys and values of
+    `lookup`: whether drafts are made of tokens that were there before; by itself where answers stay exact (fp32).
+    `keep_prompts`: MiB for keys and values of
     prompts that may come again. `several`: keep a graph open for each kind of step, also without prepared weights.
     """
 
     def __init__(self, bundle: str | Path, *, threads: int | None = None, memory: int | None = None,
-                 lookup: bool = True, keep_prompts: int = 64, several: bool = False) -> None:
+                 lookup: bool | None = None, keep_prompts: int = 64, several: bool = False) -> None:
         before = rss_mib() * MIB
         self.bundle = read_bundle(Path(bundle))
         check_runnable(self.bundle)
@@ -62,8 +63,10 @@ class Model:
         self.render = read_chat_template(self.bundle.folder)
         self.graphs = Graphs(self.bundle, threads, several=several)
         self.budget = Budget(self._limit(memory), int(before) + RUNTIME + self.graphs.weight_bytes)
+        self.graphs.frugal = self.budget.limit < self.budget.fixed + 2 * self.graphs.weight_bytes + RUNTIME
         self.shelf = Shelf(self.bundle, self.budget)
-        self.lookup = lookup
+        # int8 activations: a pass of several tokens rounds otherwise than one of a single token, and near ties flip
+        self.lookup = lookup if lookup is not None else self.bundle.manifest["quant"]["kind"] == "fp32"
         prefixes = Prefixes(self.budget, keep_prompts * MIB) if keep_prompts and self.graphs.shared else None
         self.engine = Engine(self._lanes, prefixes, shelf=self.shelf)
         generation = self.bundle.manifest.get("generation", {})

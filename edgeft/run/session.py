@@ -77,7 +77,7 @@ class Graphs:
                               f"{', '.join(ort.get_available_providers())}.")
         self.prepared = find_prepared(bundle)
         self.several = several or self.prepared is not None
-        self._last = ""
+        self.frugal, self._last = False, ""  # frugal: give back what another graph mapped; costs some ms a switch
         files = set(bundle.manifest["files"])
         self.ladder = [file for file in LADDER if file in files]
         self._decodes = DECODE_GRAPH in files
@@ -118,7 +118,7 @@ class Graphs:
 
     def get(self, file: str) -> Session:
         """This graph, or without `several` the open one if that can do as much."""
-        if file != self._last and self.prepared is not None and self._last:
+        if self.frugal and self.prepared is not None and self._last not in ("", file):
             let_go(self.prepared.folder)  # pages of another graph's mapping would count beside this one's
         self._last = file
         if file in self._open:
