@@ -11,6 +11,7 @@ import pytest
 from edgeft import cli
 from edgeft.contract.bundle import FORMAT, MANIFEST
 from edgeft.contract.tensors import write_tensors
+from edgeft.run_commands import adapters_option
 from edgeft.starter import MODEL
 
 DEVICE = "cpu-x86_64"
@@ -106,9 +107,9 @@ def test_adapter_words(fails, tmp_path, text):
 
 
 def test_adapter_words_that_are_right():
-    assert cli._adapters(()) is None
-    assert cli._adapters(("none",)) == {}
-    assert cli._adapters(("menu", "light:0.5", "x:-1")) == {"menu": 1.0, "light": 0.5, "x": -1.0}
+    assert adapters_option(()) is None
+    assert adapters_option(("none",)) == {}
+    assert adapters_option(("menu", "light:0.5", "x:-1")) == {"menu": 1.0, "light": 0.5, "x": -1.0}
 
 
 def test_out_that_exists(fails, tmp_path, data):
