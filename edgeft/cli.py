@@ -168,7 +168,8 @@ def verify_command(bundle: Path, as_json: bool) -> None:
         f"replayed {result['replayed']} recorded answers: {result['agreement']:.0%} of tokens equal")
 
 
-for command in (install_command, run_command, chat_command, bench_command, methods_command, devices_command, plugins_command):
+for command in (install_command, run_command, chat_command, bench_command, methods_command, devices_command,
+                plugins_command):
     cli.add_command(command)
 
 
