@@ -40,8 +40,9 @@ def rated(shape: str, found: dict[str, dict[str, float]], parts: set[str]) -> li
 
 def rated_drafts(found: dict[str, Any]) -> list[Row]:
     """Decode with drafts against the same without."""
-    return [Row("drafts, answers that copy", "stories3m", found["copying_with"], found["copying_without"], 1.5),
-            Row("drafts, other text", "stories3m", found["stories_with"], found["stories_without"], 0.97)]
+    return [row for quant, one in found.items() for row in (
+        Row(f"drafts, answers that copy, {quant}", "stories3m", one["copying_with"], one["copying_without"], 1.5),
+        Row(f"drafts, other text, {quant}", "stories3m", one["stories_with"], one["stories_without"], 0.97))]
 
 
 def _speed(shape: str, found: dict[str, Any]) -> Iterator[tuple[Any, ...]]:
