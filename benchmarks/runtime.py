@@ -91,8 +91,8 @@ def describe(report: dict[str, Any], rows: list[Row]) -> str:
     lines = [f"{prompt} + {new} tokens, {report['threads']} threads, medians of {report['repeats']} in turn", "",
              table(["", "shape", "ours", "theirs", "ratio", "target", ""], cells)]
     for quant, found in (report["copying"] or {}).items():
-        lines += ["", f"{quant}: {found['differ']} of {found['answers']:.0f} answers with drafts are not those without, "
-                      f"{found['wrong']} of them by more than a near tie; "
+        lines += ["", f"{quant}: {found['differ']} of {found['answers']:.0f} answers differ with drafts from those "
+                      f"without, {found['wrong']} of them by more than a near tie; "
                       f"{found['tokens_per_pass']:.2f} tokens per pass"]
     return "\n".join(lines)
 
