@@ -17,7 +17,7 @@ from edgeft.contract.errors import EdgeftError
 from edgeft.contract.peft_types import PEFT_TYPES, REFUSED_FIELDS
 from edgeft.run import load
 from edgeft.run.model import Model
-from edgeft.run.probe import answer
+from edgeft.run.probe import answer, contract_logits
 from tests.conftest import edgeft
 from tests.export.peft_variants import ARCHITECTURES, VARIANTS, Variant, build
 
@@ -47,10 +47,12 @@ def quick_exports() -> Iterator[None]:
         return ir.serde.deserialize_model(kept[key])
 
     def ask(bundle: Path, subjects: dict[str, Any], new: int) -> tuple[dict[str, verify.Answers], float]:
-        model, found = Model(bundle), {}
+        model, found = Model(bundle, several=True), {}
         for name, (cases, adapters) in subjects.items():
             said = [answer(model, case.ids, case.forced, new, adapters) for case in cases]
-            found[name] = verify.Answers([item["tokens"].tolist() for item in said], [item["logits"] for item in said])
+            found[name] = verify.Answers([item["tokens"].tolist() for item in said], [item["logits"] for item in said],
+                                         [contract_logits(model, [*case.ids, *case.forced], adapters)
+                                          for case in cases])
         return found, 1.0
 
     with pytest.MonkeyPatch.context() as patch:
