@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Callable, Sequence
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ from edgeft.contract.errors import EdgeftError
 
 from .growing import GrowingLanes
 from .lanes import Lanes
-from .lookup import Drafting
+from .lookup import Habits
 from .prefixes import Prefixes
 from .request import Generation, Request
 from .shelf import Shelf
@@ -42,7 +42,7 @@ class Batch:
         self._fed = 0  # tokens of its prompt that went in
         self._full = False  # no room for one more row until one has left
         self._lanes: Lanes | GrowingLanes | None = None
-        self.drafting: dict[tuple[str, ...], Drafting] = defaultdict(Drafting)  # by adapters
+        self.drafting = Habits()
 
     @property
     def busy(self) -> bool:
@@ -92,8 +92,7 @@ class Batch:
 
     def _admits(self) -> bool:
         joins = self._lanes is None or self._lanes.joins
-        room = joins and not self._full and self.feeding is None and len(self.running) < self.most_rows
-        return bool(self.waiting) and room
+        return bool(self.waiting) and joins and not (self._full or self.feeding or len(self.running) == self.most_rows)
 
     def _admit(self) -> list[Event]:
         request = self.waiting[0]
@@ -209,7 +208,7 @@ class Batch:
         if pieces:
             last = lanes.feed(0, request.tokens[-1 - len(pieces) :])[-1]
             return self._taken(request, [*pieces, request.take(last)])
-        drafting = self.drafting[tuple(request.adapters)]
+        drafting = self.drafting.of(request.adapters)
         draft = drafting.draft(request.drafts, room) if request.drafts is not None and room > 0 else []
         if not draft:
             last = lanes.step(request.tokens[-1:])[0]
@@ -223,7 +222,7 @@ class Batch:
         """Take the drafted tokens that the model would have chosen, and the one that it chooses behind them."""
         right = next((place for place, token in enumerate(draft) if logits[place].argmax() != token), len(draft))
         lanes.rewind(0, before + 1 + right)
-        self.drafting[tuple(request.adapters)].learn(len(draft), right, time.perf_counter() - start)
+        self.drafting.of(request.adapters).learn(len(draft), right, time.perf_counter() - start)
         pieces = []
         for token in draft[:right]:
             pieces.append(request.accept(token))
@@ -263,12 +262,11 @@ class Batch:
         return [(request, error)]
 
     def _leave(self, request: Request, *, keep: bool = True) -> None:
-        row, last = self.running.index(request), len(self.running) - 1
-        lanes = self._lanes
+        row, last, lanes = self.running.index(request), len(self.running) - 1, self._lanes
         assert lanes is not None
         if isinstance(lanes, Lanes):
             if request.drafts is not None:
-                self.drafting[tuple(request.adapters)].remember(request.prompt, request.tokens)
+                self.drafting.of(request.adapters).remember(request.prompt, request.tokens)
             held = int(lanes.lengths[row]) - request.soft - len(request.prompt)
             if keep and self.prefixes is not None and 0 < held <= len(request.tokens):
                 self.prefixes.keep(lanes, row, lanes.key(row), [*request.prompt, *request.tokens[:held]])

@@ -7,7 +7,8 @@ greedy answer stays what it is; how many are worth a pass is learned from what p
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
 
 GRAMS = (4, 3, 2)  # tokens that must agree; the longest match is followed
 LENGTHS = (2, 4, 7, 11, 15)  # tokens of a draft
@@ -16,6 +17,7 @@ LEARN = 0.1  # weight of the newest draft in what is known of drafts
 TRUST = 0.002  # how much a kind of match is trusted again, each time it is let pass
 SLOPE = 0.15  # what one more token in a pass costs, in passes of one token, until it is measured
 REMEMBERED = 4096  # tokens of earlier answers
+KNOWN = 16  # sets of adapters of which something is known: their answers take up to 2 MiB each
 
 
 class Lookup:
@@ -102,6 +104,23 @@ class Drafting:
             self.earlier = Lookup(self.earlier.tokens[-REMEMBERED // 2 :])
         for token in (*prompt[-GRAMS[0] :], *answer):
             self.earlier.push(token)
+
+
+class Habits:
+    """Drafting by the adapters of a request; those that were used least recently are forgotten."""
+
+    def __init__(self) -> None:
+        self._known: OrderedDict[tuple[str, ...], Drafting] = OrderedDict()
+
+    def of(self, adapters: Iterable[str]) -> Drafting:
+        """What is known of drafts with these."""
+        key = tuple(adapters)
+        if key not in self._known:
+            self._known[key] = Drafting()
+        self._known.move_to_end(key)
+        while len(self._known) > KNOWN:
+            self._known.popitem(last=False)
+        return self._known[key]
 
 
 class Costs:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from edgeft.run import Model
-from edgeft.run.lookup import REMEMBERED, Drafting, Lookup
+from edgeft.run.lookup import KNOWN, REMEMBERED, Drafting, Habits, Lookup
 from tests.run.conftest import MIXES, PROMPTS, open_model
 
 LOOP = "cat dog " * 12
@@ -25,9 +26,19 @@ class Eager(Drafting):
         return super().draft(so_far, most)
 
 
+class EagerHabits(Habits):
+    """Nothing is known to be dear or wrong."""
+
+    def __init__(self) -> None:
+        self.all: dict[tuple[str, ...], Drafting] = defaultdict(Eager)
+
+    def of(self, adapters: Iterable[str]) -> Drafting:
+        return self.all[tuple(adapters)]
+
+
 @pytest.fixture
 def eager(monkeypatch: pytest.MonkeyPatch, model: Model) -> None:
-    monkeypatch.setattr(model.engine, "drafting", defaultdict(Eager))
+    monkeypatch.setattr(model.engine, "drafting", EagerHabits())
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["one-graph", "several"])
@@ -190,11 +201,23 @@ def test_passes_that_cost_too_much_make_no_drafts() -> None:
 
 def test_answers_of_one_adapter_are_no_drafts_for_another(model: Model) -> None:
     model.generate(LOOP, adapters={}, raw=True, lookup=True, max_tokens=8)
-    assert model.engine.drafting[()].earlier.tokens
-    assert not model.engine.drafting["low",].earlier.tokens
+    assert model.engine.drafting.of([]).earlier.tokens
+    assert not model.engine.drafting.of(["low"]).earlier.tokens
 
 
 def test_drafts_are_made_by_themselves_where_answers_stay_exact(model: Model, int4_bundle: Path) -> None:
     assert model.lookup
     assert not open_model(int4_bundle, {}).lookup  # int8 activations: a pass of several tokens rounds otherwise
     assert open_model(int4_bundle, {}, lookup=True).lookup
+
+
+def test_what_is_known_of_adapters_is_bounded() -> None:
+    """A thousand adapters would else keep a thousand answers' indexes that no budget counts."""
+    habits = Habits()
+    for index in range(KNOWN + 1):
+        habits.of([f"n{index}"]).remember([], [5, 6, 7])
+        habits.of(["n0"])
+    assert habits.of(["n0"]).earlier.tokens == [5, 6, 7]
+    assert habits.of([f"n{KNOWN}"]).earlier.tokens == [5, 6, 7]
+    assert not habits.of(["n1"]).earlier.tokens
+    assert len(habits._known) == KNOWN
