@@ -1,4 +1,4 @@
-"""How much memory this process has taken."""
+"""How much memory this process takes, and has taken."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ def peak_mib() -> float:
     From /proc where there is one: unlike ru_maxrss it does not start at the parent's.
     """
     try:
-        found = re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())
-        return int(found[1]) / 1024 if found else 0.0
+        return _status_mib("VmHWM")
     except OSError:
         try:
             import resource
@@ -25,7 +24,11 @@ def peak_mib() -> float:
 def rss_mib() -> float:
     """Resident memory of this process now, in MiB; its peak where the system does not tell."""
     try:
-        found = re.search(r"VmRSS:\s+(\d+)", Path("/proc/self/status").read_text())
-        return int(found[1]) / 1024 if found else 0.0
+        return _status_mib("VmRSS")
     except OSError:
         return peak_mib()
+
+
+def _status_mib(field: str) -> float:
+    found = re.search(rf"{field}:\s+(\d+)", Path("/proc/self/status").read_text())
+    return int(found[1]) / 1024 if found else 0.0

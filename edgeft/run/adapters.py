@@ -63,7 +63,12 @@ class Adapter:
     @property
     def length(self) -> int:
         """Tokens of the context that its soft prompt takes."""
-        return self.prefix[0][0].shape[1] if self.prefix else 0
+        return length_of(self.prefix)
+
+
+def length_of(prefix: Prefix) -> int:
+    """Rows of the cache that a soft prompt fills."""
+    return prefix[0][0].shape[1] if prefix else 0
 
 
 def open_adapter(name: str, path: Path, bundle: Bundle) -> Adapter:

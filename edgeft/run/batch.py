@@ -208,27 +208,28 @@ class Batch:
         if pieces:
             last = lanes.feed(0, request.tokens[-1 - len(pieces) :])[-1]
             return self._taken(request, [*pieces, request.take(last)])
-        drafting = self.drafting.of(request.adapters)
-        draft = drafting.draft(request.drafts, room) if request.drafts is not None and room > 0 else []
+        drafting = self.drafting.of(request.adapters) if request.drafts is not None else None
+        draft = drafting.draft(request.drafts, room) if drafting and request.drafts and room > 0 else []
         if not draft:
             last = lanes.step(request.tokens[-1:])[0]
-            drafting.costs.learn(1, time.perf_counter() - start)
+            if drafting:
+                drafting.costs.learn(1, time.perf_counter() - start)
             return self._taken(request, [request.take(last)])
         logits = lanes.feed(0, [request.tokens[-1], *draft], keep=0)
-        return self._taken(request, self._check(lanes, request, draft, logits, before, start))
-
-    def _check(self, lanes: Lanes, request: Request, draft: list[int], logits: np.ndarray[Any, Any], before: int,
-               start: float) -> list[str]:
-        """Take the drafted tokens that the model would have chosen, and the one that it chooses behind them."""
         right = next((place for place, token in enumerate(draft) if logits[place].argmax() != token), len(draft))
         lanes.rewind(0, before + 1 + right)
-        self.drafting.of(request.adapters).learn(len(draft), right, time.perf_counter() - start)
+        if drafting:
+            drafting.learn(len(draft), right, time.perf_counter() - start)
+        return self._taken(request, self._check(request, draft[:right], logits[right]))
+
+    def _check(self, request: Request, right: list[int], logits: np.ndarray[Any, Any]) -> list[str]:
+        """Take the drafted tokens that the model would have chosen, and the one that it chooses behind them."""
         pieces = []
-        for token in draft[:right]:
+        for token in right:
             pieces.append(request.accept(token))
             if request.finish:
                 return pieces
-        return [*pieces, request.take(logits[right])]
+        return [*pieces, request.take(logits)]
 
     def _forced(self, request: Request, constraint: Constraint, room: int) -> list[str]:
         """Accept what the grammar leaves no choice about."""

@@ -12,6 +12,7 @@ from edgeft.contract.errors import EdgeftError, UsageError
 from edgeft.contract.memory import peak_mib
 
 from . import load
+from .adapters import length_of
 from .chart import write_chart
 from .classify import check_generates
 from .lanes import Lanes
@@ -128,7 +129,7 @@ def swap(model: Model, used: Used, times: int = 50) -> float | None:
 
 def _one_row(model: Model, used: Used) -> Lanes | None:
     """A cache for one request without one in it, as a server keeps it; None where there is nothing to switch."""
-    lanes = model.lanes([{}], 64 + max((model.shelf.load(name).length for name in used), default=0)) if used else None
+    lanes = model.lanes([{}], 64 + length_of(model.shelf.prefix(used))) if used else None
     if not isinstance(lanes, Lanes):
         return None
     lanes.leave(0)
@@ -189,7 +190,7 @@ def _decode_alone(model: Model, sets: Sequence[Used], prompt: int, new: int) -> 
 
 def _soft_prompt(model: Model, ids: list[int], used: Used, repeats: int) -> dict[str, Any] | None:
     """What a soft prompt costs before the first token, beside computing as many tokens of text; None without one."""
-    length = max((model.shelf.load(name).length for name, scale in used.items() if scale), default=0)
+    length = length_of(model.shelf.prefix(used))
     if not length:
         return None
 

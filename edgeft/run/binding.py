@@ -56,7 +56,6 @@ class Binding:
         self.session.ort.run_with_iobinding(self.io)
         return self.logits if not keep else self.logits[:, -keep:]
 
-
     def _bind_width(self, seq: int, kept: int, vocabulary: int) -> None:
         """Ids and logits of this width; those of narrow passes are kept, since drafts change from one to the next."""
         found = self._widths.get((seq, kept))

@@ -10,6 +10,7 @@ import onnxruntime as ort
 
 from edgeft.contract.errors import EdgeftError, UsageError
 
+from .adapters import length_of
 from .session import Graphs
 from .shelf import Shelf, Used
 
@@ -45,8 +46,7 @@ class GrowingLanes:
     def join(self, used: Used, capacity: int = 0) -> int:
         """One more row; all must be there before the first token goes in."""
         assert not self._started
-        prefix = self.shelf.prefix(used)
-        length = prefix[0][0].shape[1] if prefix else 0
+        length = length_of(self.shelf.prefix(used))
         self.capacity = max(self.capacity, capacity)
         if length >= self.capacity:
             raise EdgeftError(f"The soft prompt takes {length} tokens, and the cache holds {self.capacity}: no room is "

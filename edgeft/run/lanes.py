@@ -14,6 +14,7 @@ import numpy as np
 from edgeft.contract.errors import EdgeftError
 
 from . import packing
+from .adapters import length_of
 from .binding import Binding, defaults
 from .session import ROWS, Graphs, Session
 from .shelf import Shelf, Used
@@ -95,7 +96,7 @@ class Lanes:
     def join(self, used: Used, capacity: int = 0) -> int:
         """One more row with these adapters, its soft prompt in place; returns its index."""
         prefix, kind, mix = self.shelf.prefix(used), self.shelf.kind(used), self.shelf.key(used)
-        length = prefix[0][0].shape[1] if prefix else 0
+        length = length_of(prefix)
         if length >= max(capacity, self.capacity):
             raise EdgeftError(f"The soft prompt takes {length} tokens, and the cache holds "
                               f"{max(capacity, self.capacity)}: no room is left for a prompt.")
@@ -232,11 +233,11 @@ class Lanes:
         elif len(set(keys)) == 1:
             if binding.slots != keys[:1] or (keys[0] and self._pinned != ("rows", keys[0])):
                 self._give(binding, keys[:1], {**self.shelf.nothing, **self._own(used[0], keys[0])})
-        elif not self._place(start, used, keys) or binding.slots != [self._matrices, *keys]:
-            assert self._matrices is not None
-            rooms = self._matrices.values(start + len(used))
-            self._give(binding, [self._matrices, *keys],
-                       {**self.shelf.nothing, **{name: array[start:] for name, array in rooms.items()}})
+        elif self._matrices is None or binding.slots != [self._matrices, *keys] \
+                or self._matrices.held[start : start + len(keys)] != keys:
+            room = self._place(start, used, keys)
+            self._give(binding, [room, *keys], {**self.shelf.nothing, **{
+                name: array[start:] for name, array in room.values(start + len(used)).items()}})
 
     def _give(self, binding: Binding, keys: list[Any], values: Mapping[str, Array]) -> None:
         for name, array in values.items():
@@ -272,24 +273,23 @@ class Lanes:
             if binding.session.file in ROWS and not stays:
                 binding.drop_slots()
 
-    def _place(self, start: int, used: Sequence[Used], keys: Sequence[Any]) -> bool:
-        """Every row's own matrices into the room that rows share; whether that room was there already."""
+    def _place(self, start: int, used: Sequence[Used], keys: Sequence[Any]) -> packing.RowMatrices:
+        """Every row's own matrices in the room that rows share."""
         needs = [self.shelf.ranks(row) for row in used]
         ranks = {name: max(need[name] for need in needs) for name in needs[0]}
-        stop, kept = start + len(used), True
+        stop = start + len(used)
         if self._matrices is None or not self._matrices.fits(stop, ranks):
             if self._matrices is not None:
                 ranks = {name: max(rank, self._matrices.ranks[name]) for name, rank in ranks.items()}
             self._let_go()
-            self._matrices, kept = None, False  # gone before the larger one is there
+            self._matrices = None  # gone before the larger one is there
             self.shelf.budget.reserve(-self._matrices_size, "")
             self._matrices_size, rows = 0, max(stop, self.most)
-            size = sum(4 * int(np.prod(shape)) for group in self.shelf.groups if ranks[group.name]
-                       for shape in packing.shapes(group, rows, ranks[group.name]))
+            size = packing.size(self.shelf.groups, rows, ranks)
             self.shelf.budget.reserve(size, f"Room for {rows} requests, each with its own adapters,")
             self._matrices_size = size
             self._matrices = packing.RowMatrices(self.shelf.groups, rows, ranks)
         for row, (mix, key) in enumerate(zip(used, keys, strict=True), start):
             if self._matrices.held[row] != key:
                 self._matrices.place(row, key, self.shelf.matrices(mix)[1] if key else {})
-        return kept
+        return self._matrices

@@ -19,7 +19,7 @@ from edgeft.contract.memory import rss_mib
 from edgeft.contract.prompt import PromptFormat
 
 from . import classify as classes
-from .adapters import Adapter
+from .adapters import Adapter, length_of
 from .budget import MIB, Budget
 from .constrain import grammar_for
 from .engine import Engine
@@ -224,14 +224,10 @@ class Model:
                 self.encode(prompt, chosen, raw, name), chosen, _sampler(chosen_sampling, seed), self.tokenizer,
                 self.eos, self.context, [stop] if isinstance(stop, str) else list(stop), max_tokens,
                 language.start() if language else None, lookup=self.lookup if lookup is None else lookup,
-                soft=self._soft(chosen)))
+                soft=length_of(self.shelf.prefix(chosen))))
         for request in made:
             self._check_fits(request)
         return made
-
-    def _soft(self, used: Adapters) -> int:
-        """Tokens of the soft prompt."""
-        return max([self.shelf.load(name).length for name, scale in used.items() if scale], default=0)
 
     def _check_fits(self, request: Request) -> None:
         if request.max_tokens < 1:
@@ -249,7 +245,8 @@ class Model:
     def lanes(self, used: Sequence[Adapters], tokens: int) -> Lanes | GrowingLanes:
         """A batch of one's own, whose row i uses adapters used[i]; `tokens` of prompt and answer together."""
         self.shelf.check(used)
-        made = self._lanes(min(self.context, max(map(self._soft, used)) + tokens), len(used))
+        soft = max(length_of(self.shelf.prefix(row)) for row in used)
+        made = self._lanes(min(self.context, soft + tokens), len(used))
         try:
             for row in used:
                 made.join(row)

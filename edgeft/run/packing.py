@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import mmap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -54,13 +55,21 @@ def shapes(group: SlotGroup, rows: int, rank: int) -> tuple[tuple[int, ...], tup
     return (rows, *blocks, group.in_features, rank), (rows, *blocks, rank, group.width)
 
 
+def layout(groups: Sequence[SlotGroup], rows: int, ranks: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
+    """Shapes of all matrices by name; groups of rank 0 have none."""
+    return {f"{group.name}.{part}": shape for group in groups if ranks[group.name]
+            for part, shape in zip("AB", shapes(group, rows, ranks[group.name]), strict=True)}
+
+
+def size(groups: Sequence[SlotGroup], rows: int, ranks: Mapping[str, int]) -> int:
+    """Bytes of all of them."""
+    return sum(4 * math.prod(shape) for shape in layout(groups, rows, ranks).values())
+
+
 def nothing(groups: Sequence[SlotGroup]) -> dict[str, Array]:
     """Matrices of one rank of zeros, for any number of rows."""
-    made = {}
-    for group in groups:
-        for part, shape in zip("AB", shapes(group, 1, 1), strict=True):
-            made[f"{group.name}.{part}"] = np.zeros(shape, np.float32)
-    return made
+    ones = {group.name: 1 for group in groups}
+    return {name: np.zeros(shape, np.float32) for name, shape in layout(groups, 1, ones).items()}
 
 
 def rank_of(group: SlotGroup, adapters: Sequence[Adapter]) -> int:
@@ -75,10 +84,9 @@ def own_matrices(groups: Sequence[SlotGroup], mix: Mix) -> dict[str, Array]:
     All of them stand in one block of memory, which goes back to the system when the last of them is dropped.
     """
     adapters = [adapter for adapter, _ in mix]
-    touched = [(group, rank) for group in groups if (rank := rank_of(group, adapters))]
-    made = allocate({f"{group.name}.{part}": shape for group, rank in touched
-                     for part, shape in zip("AB", shapes(group, 1, rank), strict=True)})
-    for group, _ in touched:
+    ranks = {group.name: rank_of(group, adapters) for group in groups}
+    made = allocate(layout(groups, 1, ranks))
+    for group in (group for group in groups if ranks[group.name]):
         _fill(group, mix, made[f"{group.name}.A"][0], made[f"{group.name}.B"][0])
     return made
 
@@ -132,8 +140,7 @@ class RowMatrices:
 
     def __init__(self, groups: Sequence[SlotGroup], rows: int, ranks: Mapping[str, int]) -> None:
         self.rows, self.ranks = rows, dict(ranks)
-        self.arrays = allocate({f"{group.name}.{part}": shape for group in groups if ranks[group.name]
-                                for part, shape in zip("AB", shapes(group, rows, ranks[group.name]), strict=True)})
+        self.arrays = allocate(layout(groups, rows, ranks))
         self.held: list[object] = [()] * rows  # what each row holds; () is nothing
 
     def fits(self, rows: int, ranks: Mapping[str, int]) -> bool:

@@ -16,6 +16,7 @@ import numpy as np
 from edgeft.contract.memory import peak_mib
 from edgeft.contract.tensors import write_tensors
 
+from .adapters import length_of
 from .classify import raw_outputs
 from .model import Model
 
@@ -43,7 +44,7 @@ def contract_logits(model: Model, ids: list[int], adapters: dict[str, float]) ->
     slots = model.shelf.slots([adapters])
     session = model.graphs.for_batch(scaled=kind == "scale")
     prefix = model.shelf.prefix(adapters)
-    before = prefix[0][0].shape[1] if prefix else 0
+    before = length_of(prefix)
     feeds = {"input_ids": np.asarray([ids]), "attention_mask": np.ones((1, before + len(ids)), np.int64),
              **slots.shared, **slots.rows}
     for layer, (heads, size) in enumerate(model.graphs.layers):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,7 +35,7 @@ class Session:
     """One open graph."""
 
     def __init__(self, bundle: Bundle, file: str, threads: int, prepared: Prepared | None = None) -> None:
-        self.file, self.threads = file, threads
+        self.file = file
         settings = ort.SessionOptions()
         settings.intra_op_num_threads = threads
         settings.inter_op_num_threads = 1
@@ -131,17 +130,14 @@ class Graphs:
             name = held.file
             del held
             try:
-                self._open[file] = Session(self.bundle, file, self.threads, self.prepared)
+                return self._start(file)
             except EdgeftError:
-                self._open[name] = Session(self.bundle, name, self.threads, self.prepared)
+                self._start(name)
                 raise
-        else:
-            self._open[file] = Session(self.bundle, file, self.threads, self.prepared)
-            if self.prepared is not None:
-                let_go()  # opening read the weights as exported, too
-        return self._open[file]
+        return self._start(file)
 
-
-def graph_files(folder: Path) -> list[str]:
-    """The graphs that a bundle's folder holds."""
-    return [file for file in (*LADDER, DECODE_GRAPH) if (folder / file).is_file()]
+    def _start(self, file: str) -> Session:
+        session = self._open[file] = Session(self.bundle, file, self.threads, self.prepared)
+        if self.prepared is not None:
+            let_go()  # opening read the weights as exported, too
+        return session

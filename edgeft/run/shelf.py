@@ -146,12 +146,13 @@ class Shelf:
 
     def matrices(self, row: Used) -> tuple[Any, dict[str, Array]]:
         """(key, one row's matrices), resident from now on as long as the budget allows."""
-        mix = [(self.load(name), scale) for name, scale in sorted(row.items()) if scale]
         key = ("rows", self.key(row))
-        ranks = self.ranks(row)
-        size = sum(4 * math.prod(shape) for group in self.groups if ranks[group.name]
-                   for shape in packing.shapes(group, 1, ranks[group.name]))
-        return key, self.budget.make(key, size, lambda: self._packed(mix), f"Adapter {' + '.join(sorted(row))}")
+        made = self.budget.get(key)
+        if made is None:
+            mix = [(self.load(name), scale) for name, scale in sorted(row.items()) if scale]
+            made = self.budget.make(key, packing.size(self.groups, 1, self.ranks(row)), lambda: self._packed(mix),
+                                    f"Adapter {' + '.join(sorted(row))}")
+        return key, made
 
     def _packed(self, mix: packing.Mix) -> dict[str, Array]:
         made = packing.own_matrices(self.groups, mix)
