@@ -19,14 +19,28 @@ from __future__ import annotations
 import json
 import statistics
 import sys
-import tempfile
 import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import EDGEFT, STORIES, arguments, child, follows, machine, need, peak_mib, run, say, start, table, verdict
+from common import (
+    EDGEFT,
+    STORIES,
+    arguments,
+    child,
+    follows,
+    machine,
+    need,
+    peak_mib,
+    run,
+    say,
+    start,
+    table,
+    verdict,
+    workspace,
+)
 
 RANK, PROMPT, NEW = 8, 16, 8
 SPREAD = 0.35  # of a random adapter's B: large enough that answers tell adapters apart
@@ -51,9 +65,7 @@ def main() -> None:
         print(json.dumps({"write": write, "alone": alone, "serve": serve}[verb](*rest)))
         return
     need(args.base)
-    with tempfile.TemporaryDirectory() as temporary:
-        work = args.work or Path(temporary)
-        work.mkdir(parents=True, exist_ok=True)
+    with workspace(args) as work:
         say("exporting")
         bundle, files, answers = work / "bundle", work / "files", work / "answers.json"
         if not bundle.is_dir():

@@ -22,7 +22,6 @@ No out-of-scope line is used for anything but this test.
 from __future__ import annotations
 
 import json
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -42,6 +41,7 @@ from common import (
     start,
     table,
     verdict,
+    workspace,
 )
 
 CLINC = SHARED / "data" / "clinc150"
@@ -68,9 +68,7 @@ def main() -> None:
     if args.run and len(args.case or TRAIN) != 1:
         fail("--run is one case's: name it with --case.")
     need(*([args.run] if args.run else []), args.base, args.data / "train.jsonl", args.data / "test.jsonl")
-    with tempfile.TemporaryDirectory() as temporary:
-        work = args.work or Path(temporary)
-        work.mkdir(parents=True, exist_ok=True)
+    with workspace(args) as work:
         rows = [row for case in args.case or TRAIN for row in measure(case, args, work)]
     report = {"machine": machine(), "cases": rows}
     print(json.dumps(report, indent=2) if args.json else describe(rows))

@@ -11,7 +11,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -30,6 +31,15 @@ def arguments(doc: str) -> argparse.ArgumentParser:
     parser.add_argument("--work", type=Path, help="keep runs and bundles in this new folder (default: a temporary one)")
     parser.add_argument("--child", nargs="+", help=argparse.SUPPRESS)  # one measured piece, in a process of its own
     return parser
+
+
+@contextmanager
+def workspace(args: argparse.Namespace) -> Iterator[Path]:
+    """The folder that --work names, or a temporary one."""
+    with tempfile.TemporaryDirectory() as temporary:
+        work: Path = args.work or Path(temporary)
+        work.mkdir(parents=True, exist_ok=True)
+        yield work
 
 
 def start(main: Callable[[], None]) -> None:

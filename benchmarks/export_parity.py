@@ -45,6 +45,7 @@ from common import (
     start,
     table,
     verdict,
+    workspace,
 )
 
 LOGITS = 1e-3
@@ -95,9 +96,7 @@ def main() -> None:
         print(json.dumps(CHILDREN[verb](*rest)))
         return
     need(args.base, args.data, args.text, args.test, *([args.run] if args.run else []))
-    with tempfile.TemporaryDirectory() as temporary:
-        work = args.work or Path(temporary)
-        work.mkdir(parents=True, exist_ok=True)
+    with workspace(args) as work:
         report = Parity(args, work).report()
     print(json.dumps(report, indent=2) if args.json else describe(report))
     sys.exit(0 if report["equal"] else 1)

@@ -21,11 +21,24 @@ import json
 import os
 import shutil
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
-from common import EDGEFT, SHARED, arguments, machine, measured, medians, need, run, say, start, table, verdict
+from common import (
+    EDGEFT,
+    SHARED,
+    arguments,
+    machine,
+    measured,
+    medians,
+    need,
+    run,
+    say,
+    start,
+    table,
+    verdict,
+    workspace,
+)
 
 TARGET_SECONDS, TARGET_MIB = 30.0, 2.5e9 / 2**20  # 2.5 GB
 
@@ -44,9 +57,7 @@ def main() -> None:
     args = parser.parse_args()
     need(args.maker)
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.cores])  # every process started here inherits it
-    with tempfile.TemporaryDirectory() as temporary:
-        work = args.work or Path(temporary)
-        work.mkdir(parents=True, exist_ok=True)
+    with workspace(args) as work:
         report = measure(args, work)
     print(json.dumps(report, indent=2) if args.json else describe(report))
 

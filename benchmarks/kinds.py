@@ -17,13 +17,12 @@ from __future__ import annotations
 
 import json
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import EDGEFT, SHARED, arguments, child, machine, medians, need, run, say, start, table
+from common import EDGEFT, SHARED, arguments, child, machine, medians, need, run, say, start, table, workspace
 
 SOFT = 20  # tokens of the soft prompt
 
@@ -42,9 +41,7 @@ def main() -> None:
         print(json.dumps(measure(*args.child)))
         return
     need(args.maker)
-    with tempfile.TemporaryDirectory() as temporary:
-        work = args.work or Path(temporary)
-        work.mkdir(parents=True, exist_ok=True)
+    with workspace(args) as work:
         say(f"making and exporting the {args.shape} model")
         run([sys.executable, args.maker, "--shape", args.shape, "--out", work / "model", "--lora", work / "lora",
              "--rank", args.rank])

@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import json
 import sys
-import tempfile
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +44,7 @@ from common import (
     start,
     table,
     verdict,
+    workspace,
 )
 
 LOGITS = 1e-3
@@ -106,9 +106,7 @@ def main() -> None:
         return
     need(args.base, args.data, args.valid, args.test, args.probe)
     names = list(dict.fromkeys(args.method or WAYS))
-    with tempfile.TemporaryDirectory() as temporary:
-        work = args.work or Path(temporary)
-        work.mkdir(parents=True, exist_ok=True)
+    with workspace(args) as work:
         speed = speeds(names, args, work)  # first: a machine that is quiet now may not be in half an hour
         rows = {name: {**speed.get(name, {}), **whole(name, args, work)} for name in names}
     equal = all(row["largest"] <= LOGITS and row["equal"] == row["prompts"] for row in rows.values())

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import onnxruntime as ort
-from common import EDGEFT, SHARED, arguments, machine, need, run, say, start, table
+from common import EDGEFT, SHARED, arguments, machine, need, run, say, start, table, workspace
 
 from edgeft.contract.bundle import DECODE_GRAPH, GRAPH, PLAIN_GRAPH, Bundle, read_bundle
 from edgeft.run import packing
@@ -39,15 +39,14 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as temporary:
-        report = measure(args, args.bundle or make(args, args.work or Path(temporary)))
+    with workspace(args) as work:
+        report = measure(args, args.bundle or make(args, work))
     print(json.dumps(report, indent=2) if args.json else describe(report))
 
 
 def make(args: Any, work: Path) -> Path:
     """A bundle with a LoRA beside it."""
     need(args.maker)
-    work.mkdir(parents=True, exist_ok=True)
     model, lora, bundle = work / "model", work / "lora", work / "bundle"
     run([sys.executable, args.maker, "--shape", args.shape, "--out", model, "--lora", lora, "--rank", 16])
     run([*EDGEFT, "export", lora, "--base", model, "--name", "lora", "--device", "cpu-x86_64", "--out", bundle])

@@ -25,13 +25,27 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import EDGEFT, SHARED, STORIES, arguments, child, machine, medians, need, run, say, start, table, verdict
+from common import (
+    EDGEFT,
+    SHARED,
+    STORIES,
+    arguments,
+    child,
+    machine,
+    medians,
+    need,
+    run,
+    say,
+    start,
+    table,
+    verdict,
+    workspace,
+)
 from drafts import compare_drafts
 from targets import Row, rated, rated_drafts
 
@@ -67,9 +81,7 @@ def main() -> None:
         parser.error(f"--only: no part {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
     need(args.maker, args.peers)
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.threads])  # all that is started here inherits it
-    with tempfile.TemporaryDirectory() as temporary:
-        work = args.work or Path(temporary)
-        work.mkdir(parents=True, exist_ok=True)
+    with workspace(args) as work:
         found = {shape: shape_rows(args, work / shape, shape) for shape in args.shape or ["135m", "360m"]} \
             if set(args.only) - {"copying"} else {}
         copying = copying_rows(args, work / "copying") if "copying" in args.only else None

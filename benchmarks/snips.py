@@ -14,12 +14,25 @@ Trains on all of snips/train, exports for cpu-x86_64, and asks the bundle the te
 from __future__ import annotations
 
 import json
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-from common import EDGEFT, SHARED, STORIES, arguments, child, machine, need, read_lines, run, say, start, table
+from common import (
+    EDGEFT,
+    SHARED,
+    STORIES,
+    arguments,
+    child,
+    machine,
+    need,
+    read_lines,
+    run,
+    say,
+    start,
+    table,
+    workspace,
+)
 
 SNIPS = SHARED / "data" / "snips"
 BATCH = 16
@@ -41,9 +54,7 @@ def main() -> None:
         print(json.dumps(ask(*args.child)))
         return
     need(args.base, args.data, args.test)
-    with tempfile.TemporaryDirectory() as temporary:
-        work = args.work or Path(temporary)
-        work.mkdir(parents=True, exist_ok=True)
+    with workspace(args) as work:
         say("training")
         grid = ["--device", "cpu-x86_64"] if args.quant == "int4" else []
         record = json.loads(run([*EDGEFT, "train", "lora", "--base", args.base, "--data", args.data, "--out",

@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import json
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -43,6 +42,7 @@ from common import (
     start,
     table,
     verdict,
+    workspace,
 )
 
 TARGET_LOSS = 1.65  # on e2e/valid after one epoch
@@ -71,9 +71,7 @@ def main() -> None:
         print(json.dumps(CHILDREN[verb](json.loads(setup), *rest)))
         return
     need(args.base, args.data, args.eval_data)
-    with tempfile.TemporaryDirectory() as temporary:
-        work = args.work or Path(temporary)
-        work.mkdir(parents=True, exist_ok=True)
+    with workspace(args) as work:
         report = compare(args, work)
     print(json.dumps(report, indent=2) if args.json else describe(report))
 

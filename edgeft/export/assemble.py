@@ -16,7 +16,7 @@ from edgeft.contract.bundle import SCALED_GRAPH, SlotGroup
 from edgeft.contract.grid import BITS, Grid, quantize
 from edgeft.contract.slots import Array
 
-from .graph import BaseGraph
+from .graph import BaseGraph, integers
 from .linears import Group, Piece, find_groups
 from .scales import Product, add_scales
 from .store import Store
@@ -231,13 +231,7 @@ class Assembly:
         return list(node.outputs)
 
     def _constant(self, name: str, values: list[int]) -> ir.Value:
-        name = f"const.{name}"
-        if name not in self.graph.initializers:
-            array = np.asarray(values, np.int64)
-            value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(ir.DataType.INT64),
-                             const_value=ir.tensor(array, name=name))
-            self.graph.register_initializer(value)
-        return self.graph.initializers[name]
+        return integers(self.graph, f"const.{name}", *values)
 
     def _after(self, node: ir.Node, op: str, **attributes: Any) -> None:
         nodes: list[ir.Node] = []

@@ -14,7 +14,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from edgeft.contract.bundle import LOGITS_TO_KEEP
 from edgeft.contract.errors import EdgeftError
 
-from .graph import BaseGraph, Origin
+from .graph import BaseGraph, Origin, integers
 from .linears import find_groups
 from .trace import _quiet
 from .traced import canonical_names, gemm_to_matmul, optimize
@@ -77,12 +77,8 @@ def expose_hidden(base: BaseGraph, *, keep_logits: bool) -> None:
 
 def _keep_last(graph: ir.Graph, head: ir.Node, read: ir.Value) -> None:
     """An optional input as transformers has it: logits of the last `logits_to_keep` tokens; 0, the default: of all."""
-    values = {LOGITS_TO_KEEP: [0], "const.last": [np.iinfo(np.int64).max], "const.sequence_axis": [1]}
-    keep, end, axis = (ir.Value(name=name, shape=ir.Shape([1]), type=ir.TensorType(ir.DataType.INT64),
-                                const_value=ir.tensor(np.asarray(value, np.int64), name=name))
-                       for name, value in values.items())
-    for value in (keep, end, axis):
-        graph.register_initializer(value)
+    keep, end, axis = (integers(graph, name, value) for name, value in (
+        (LOGITS_TO_KEEP, 0), ("const.last", np.iinfo(np.int64).max), ("const.sequence_axis", 1)))
     graph.inputs.append(keep)
     start = ir.node("Neg", [keep])
     last = ir.node("Slice", [read, start.outputs[0], end, axis])

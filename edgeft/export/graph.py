@@ -159,6 +159,15 @@ def untie(model: transformers.PreTrainedModel) -> None:
         head.weight = torch.nn.Parameter(head.weight.detach().clone(), requires_grad=False)
 
 
+def integers(graph: ir.Graph, name: str, *values: int) -> ir.Value:
+    """A list of integers as an initializer of the graph, the one of this name if it is there."""
+    if name not in graph.initializers:
+        array = np.asarray(values, np.int64)
+        graph.register_initializer(ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(ir.DataType.INT64),
+                                            const_value=ir.tensor(array, name=name)))
+    return graph.initializers[name]
+
+
 def _share(graph: BaseGraph) -> None:
     """One initializer where the graph has two for the same numbers: a tied head beside its embedding."""
     first: dict[Origin, str] = {}

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass, TopologicalSortPass
 
 from edgeft.contract.bundle import DECODE_GRAPH, GRAPH, PLAIN_GRAPH, PREFILL_GRAPH, SlotGroup
+
+from .graph import integers
 
 
 @dataclass(frozen=True)
@@ -48,13 +49,7 @@ class Nodes:
 
     def integers(self, *values: int) -> ir.Value:
         """A constant list of integers."""
-        name = "const.shape." + "_".join(map(str, values))
-        if name not in self.graph.initializers:
-            array = np.asarray(values, np.int64)
-            value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(ir.DataType.INT64),
-                             const_value=ir.tensor(array, name=name))
-            self.graph.register_initializer(value)
-        return self.graph.initializers[name]
+        return integers(self.graph, "const.shape." + "_".join(map(str, values)), *values)
 
     def over_blocks(self, read: ir.Value) -> ir.Value:
         """[rows, seq, in] to [rows, 1, seq, in], once for all slots that read it."""
