@@ -163,8 +163,8 @@ def integers(graph: ir.Graph, name: str, *values: int) -> ir.Value:
     """A list of integers as an initializer of the graph, the one of this name if it is there."""
     if name not in graph.initializers:
         array = np.asarray(values, np.int64)
-        graph.register_initializer(ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(ir.DataType.INT64),
-                                            const_value=ir.tensor(array, name=name)))
+        kind, tensor = ir.TensorType(ir.DataType.INT64), ir.tensor(array, name=name)
+        graph.register_initializer(ir.Value(name=name, shape=ir.Shape(array.shape), type=kind, const_value=tensor))
     return graph.initializers[name]
 
 
