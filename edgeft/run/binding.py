@@ -28,9 +28,9 @@ class Binding:
         self._keep = np.zeros(1, np.int64)
         self._widths: dict[tuple[int, int], tuple[ort.OrtValue, Array, ort.OrtValue, Array]] = {}
 
-    def give(self, name: str, array: Array) -> None:
+    def give(self, name: str, value: Array | ort.OrtValue) -> None:
         """Bind an input to an array, which is read at every run."""
-        self.held[name] = ort.OrtValue.ortvalue_from_numpy(array)
+        self.held[name] = value if isinstance(value, ort.OrtValue) else ort.OrtValue.ortvalue_from_numpy(value)
         self.io.bind_ortvalue_input(name, self.held[name])
 
     def take(self, name: str) -> None:

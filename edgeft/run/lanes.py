@@ -17,7 +17,7 @@ from . import packing
 from .adapters import length_of
 from .binding import Binding, defaults
 from .session import ROWS, Graphs, Session
-from .shelf import Shelf, Used
+from .shelf import Shelf, Used, Values
 
 Array = np.ndarray[Any, Any]
 CHUNK = 128  # tokens of a prompt in one pass: more are hardly faster, and take more memory
@@ -239,9 +239,9 @@ class Lanes:
             self._give(binding, [room, *keys], {**self.shelf.nothing, **{
                 name: array[start:] for name, array in room.values(start + len(used)).items()}})
 
-    def _give(self, binding: Binding, keys: list[Any], values: Mapping[str, Array]) -> None:
-        for name, array in values.items():
-            binding.give(name, array)
+    def _give(self, binding: Binding, keys: list[Any], values: Mapping[str, Any]) -> None:
+        for name, value in values.items():
+            binding.give(name, value)
         binding.slots = keys
 
     def _gated(self, binding: Binding, used: Sequence[Used]) -> dict[str, Array]:
@@ -251,14 +251,14 @@ class Lanes:
         return {**values, **{name: array for name, array in defaults(binding.session).items()
                              if name in binding.held and name not in values}}
 
-    def _own(self, used: Used, key: Any) -> dict[str, Array]:
+    def _own(self, used: Used, key: Any) -> Values:
         """One mix's matrices for all rows; the budget counts them for as long as a binding reads them."""
         if not key:
             return {}
         self._let_go(key)
-        self._pinned, arrays = self.shelf.matrices(used)
+        self._pinned, values = self.shelf.matrices(used)
         self.shelf.budget.pin(self._pinned)
-        return arrays
+        return values
 
     def _unpin(self) -> None:
         if self._pinned is not None:
@@ -291,5 +291,9 @@ class Lanes:
             self._matrices = packing.RowMatrices(self.shelf.groups, rows, ranks)
         for row, (mix, key) in enumerate(zip(used, keys, strict=True), start):
             if self._matrices.held[row] != key:
-                self._matrices.place(row, key, self.shelf.matrices(mix)[1] if key else {})
+                self._matrices.place(row, key, _arrays(self.shelf.matrices(mix)[1]) if key else {})
         return self._matrices
+
+
+def _arrays(values: Values) -> dict[str, Array]:
+    return {name: value.numpy() for name, value in values.items()}

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime as ort
 
 from edgeft.contract.bundle import Bundle
 from edgeft.contract.errors import UsageError
@@ -20,6 +21,7 @@ from .adapters import Adapter, Prefix, open_adapter
 from .budget import Budget
 
 Array = np.ndarray[Any, Any]
+Values = dict[str, ort.OrtValue]
 Used = Mapping[str, float]  # adapter name -> scale
 Key = tuple[tuple[int, float], ...]  # the adapters of one row by serial number, with their scales
 OPEN = 256  # adapter files open at once: each holds a file descriptor
@@ -33,6 +35,11 @@ class Slots:
     rows: Mapping[str, Array] = field(default_factory=dict)  # [rows, ...]: a value per row
 
 
+def as_values(arrays: Mapping[str, Array]) -> Values:
+    """Arrays as onnxruntime binds them; made once: there are hundreds, and making one takes longer than binding it."""
+    return {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in arrays.items()}
+
+
 class Shelf:
     """Where adapters are found, opened, made resident, and let go."""
 
@@ -43,7 +50,7 @@ class Shelf:
         self._open: OrderedDict[str, Adapter] = OrderedDict()
         self._users: Counter[str] = Counter()
         self._lock = threading.RLock()  # requests are made, and adapters unloaded, while a batch runs elsewhere
-        self.nothing = packing.nothing(self.groups)
+        self.nothing = as_values(packing.nothing(self.groups))
 
     @property
     def names(self) -> list[str]:
@@ -144,7 +151,7 @@ class Shelf:
         adapters = [self.load(name) for name, scale in row.items() if scale]
         return {group.name: packing.rank_of(group, adapters) for group in self.groups}
 
-    def matrices(self, row: Used) -> tuple[Any, dict[str, Array]]:
+    def matrices(self, row: Used) -> tuple[Any, Values]:
         """(key, one row's matrices), resident from now on as long as the budget allows."""
         key = ("rows", self.key(row))
         made = self.budget.get(key)
@@ -154,11 +161,11 @@ class Shelf:
                                     f"Adapter {' + '.join(sorted(row))}")
         return key, made
 
-    def _packed(self, mix: packing.Mix) -> dict[str, Array]:
+    def _packed(self, mix: packing.Mix) -> Values:
         made = packing.own_matrices(self.groups, mix)
         for adapter, _ in mix:
             adapter.tensors.release()  # it was copied, and need not stay in memory twice
-        return made
+        return as_values(made)
 
     def slots(self, rows: Sequence[Used]) -> Slots:
         """For the contract's graph: all adapters of the batch side by side, and each row's gate and factors."""
