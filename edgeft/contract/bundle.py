@@ -40,14 +40,14 @@ class SlotGroup:
     in_features: int
     out_features: tuple[int, ...]
 
-    @property
+    @cached_property
     def width(self) -> int:
         """Columns of one block, in the graphs where a row brings its own matrices."""
         common = math.gcd(*self.out_features)
         total = sum(self.out_features)
         return common if total <= MOST_BLOCKS * common * len(self.modules) else total
 
-    @property
+    @cached_property
     def blocks(self) -> int:
         """How many blocks lie side by side; each belongs to one module, unless there is only one block."""
         return sum(self.out_features) // self.width

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +21,7 @@ from edgeft.contract.tensors import TensorFile
 PREFIX = re.compile(r"prefix\.(0|[1-9]\d{0,4})\.(key|value)")
 Prefix = Mapping[int, tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]]  # layer -> (k, v) [kv_heads, n, head_dim]
 _serials = itertools.count()
+_checks = ThreadPoolExecutor(1, "adapter-check")  # hashing leaves the interpreter free to pack meanwhile
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,7 @@ class Adapter:
 
     name: str
     tensors: TensorFile
+    checked: Future[None]  # of every byte; what the tensors hold is used only when it has ended well
     serial: int = field(default_factory=lambda: next(_serials))  # a name may come back with another file
 
     @property
@@ -54,6 +57,11 @@ class Adapter:
         return any(name.endswith(".scale") for name in self.tensors)
 
     @cached_property
+    def soft(self) -> bool:
+        """Whether it is a soft prompt."""
+        return any(PREFIX.fullmatch(name) for name in self.tensors)
+
+    @cached_property
     def prefix(self) -> Prefix:
         """What stands before the sequence in each layer's cache; empty for all but soft prompts."""
         layers = sorted(int(name.split(".")[1]) for name in self.tensors if PREFIX.fullmatch(name)
@@ -72,16 +80,15 @@ def length_of(prefix: Prefix) -> int:
 
 
 def open_adapter(name: str, path: Path, bundle: Bundle) -> Adapter:
-    """Open and check an adapter; EdgeftError lists all that does not fit this bundle."""
+    """Open an adapter; EdgeftError lists all of its header that does not fit this bundle.
+
+    Its bytes are checked meanwhile: `checked.result()` waits for that and raises an EdgeftError of its own.
+    """
     tensors = TensorFile(path)
     faults = Faults(f"{path.name}: cannot be loaded into bundle '{bundle.folder.name}'")
     found = tensors.metadata.get("base_fingerprint", "")
     if found != bundle.fingerprint:
         faults.add("base fingerprint", declared=bundle.fingerprint[:12], found=found[:12] or "none")
-    declared = bundle.digest_of(path)
-    if declared and tensors.sha256() != declared:
-        faults.add("sha256", declared=declared[:12], found=tensors.sha256()[:12])
-        faults.raise_if_any("Copy the bundle again, or add the adapter again.")
     linears, scales = bundle.module_shapes
     for key in tensors:
         if key.startswith("head."):
@@ -96,13 +103,26 @@ def open_adapter(name: str, path: Path, bundle: Bundle) -> Adapter:
             _check_pair(key, tensors, linears[module], faults)
         else:
             faults.add(f"{key}: the bundle has no such slot")
-    for key in () if faults.lines else tensors:
+    faults.raise_if_any(_AGAIN)
+    return Adapter(name, tensors, _checks.submit(_check_bytes, tensors, bundle))
+
+
+_AGAIN = "Train it on this base, or export the bundle again from the base it was trained on."
+
+
+def _check_bytes(tensors: TensorFile, bundle: Bundle) -> None:
+    """EdgeftError unless the digest is the recorded one, all numbers are finite, and they change something."""
+    faults = Faults(f"{tensors.path.name}: cannot be loaded into bundle '{bundle.folder.name}'")
+    declared = bundle.digest_of(tensors.path)
+    if declared and (digest := tensors.sha256()) != declared:
+        faults.add("sha256", declared=declared[:12], found=digest[:12])
+        faults.raise_if_any("Copy the bundle again, or add the adapter again.")
+    for key in tensors:
         if not np.isfinite(tensors[key]).all():
             faults.add(f"{key}: holds NaN or infinite numbers")
     if not faults.lines and not any(_acts(key, tensors) for key in tensors):
         faults.add("it would change nothing: it holds no slot, or only zeros and factors of one")
-    faults.raise_if_any("Train it on this base, or export the bundle again from the base it was trained on.")
-    return Adapter(name, tensors)
+    faults.raise_if_any(_AGAIN)
 
 
 def _acts(key: str, tensors: TensorFile) -> bool:

@@ -119,7 +119,7 @@ class Model:
 
     def prompt_format(self, adapters: Adapters) -> PromptFormat:
         """How prompts are phrased for these adapters; UsageError if they were trained on different ways."""
-        formats = {self.shelf.load(name).prompt for name in adapters} or {self.bundle.prompt}
+        formats = {self.shelf.open(name).prompt for name in adapters} or {self.bundle.prompt}
         if len(formats) > 1:
             raise UsageError(f"Adapters {', '.join(adapters)} were trained on different prompt formats or templates "
                              f"({', '.join(sorted(item.kind for item in formats))}). Use --raw and phrase it yourself.")

@@ -70,19 +70,24 @@ class Shelf:
             self._paths[name] = path
 
     def load(self, name: str, path: Path | None = None) -> Adapter:
-        """An adapter, opened and checked: one of the bundle's by its name, a registered one, or any file."""
+        """An adapter, opened and checked whole: one of the bundle's by its name, a registered one, or any file."""
         with self._lock:
             if path is not None:
                 self.register(name, path)
-            if name in self._open:
-                self._open.move_to_end(name)
-                return self._open[name]
             try:
-                adapter = open_adapter(name, self._paths.get(name) or self.bundle.adapter_file(name), self.bundle)
+                return self._proven(self.open(name))
             except Exception:
                 if path is not None:
                     del self._paths[name]
                 raise
+
+    def open(self, name: str) -> Adapter:
+        """An adapter whose header is checked, and whose bytes still may be under way: for its shapes and names."""
+        with self._lock:
+            if name in self._open:
+                self._open.move_to_end(name)
+                return self._open[name]
+            adapter = open_adapter(name, self._paths.get(name) or self.bundle.adapter_file(name), self.bundle)
             self._open[name] = adapter
             while len(self._open) > OPEN:
                 oldest = next((item for item in self._open if not self._users[item] and item != name), None)
@@ -90,6 +95,15 @@ class Shelf:
                     break
                 self._forget(oldest)
             return adapter
+
+    def _proven(self, adapter: Adapter) -> Adapter:
+        """The adapter, once its bytes are checked; EdgeftError if they are not what they should be."""
+        try:
+            adapter.checked.result()
+        except Exception:
+            self._forget(adapter.name)
+            raise
+        return adapter
 
     def unload(self, name: str) -> None:
         """Let go of an adapter and of all that was made of it; UsageError while a request uses it."""
@@ -113,7 +127,7 @@ class Shelf:
             for name, scale in row.items():
                 if not math.isfinite(scale):
                     raise UsageError(f"An adapter's scale must be a finite number, found {scale}.")
-                if self.load(name).prefix and scale not in (0, 1):
+                if self.open(name).soft and scale not in (0, 1):
                     raise UsageError(f"Adapter {name!r} is a soft prompt: it is there or it is not (scale 1 or 0), "
                                      f"found {scale:g}.")
             self.prefix(row)
@@ -130,17 +144,17 @@ class Shelf:
 
     def kind(self, row: Used) -> str:
         """What a graph must have for these adapters: "" (nothing), "lowrank" or "scale"."""
-        adapters = [self.load(name) for name, scale in row.items() if scale]
+        adapters = [self.open(name) for name, scale in row.items() if scale]
         return "scale" if any(item.scaled for item in adapters) else "lowrank" if any(item.rank for item in adapters) \
             else ""
 
     def key(self, row: Used) -> Key:
         """The adapters of a row and their scales, whatever their order."""
-        return tuple(sorted((self.load(name).serial, scale) for name, scale in row.items() if scale))
+        return tuple(sorted((self.open(name).serial, scale) for name, scale in row.items() if scale))
 
     def prefix(self, row: Used) -> Prefix:
         """The soft prompt of one row; empty without one."""
-        soft = [name for name, scale in row.items() if scale and self.load(name).prefix]
+        soft = [name for name, scale in row.items() if scale and self.open(name).soft]
         if len(soft) > 1:
             raise UsageError(f"Adapters {' and '.join(map(repr, sorted(soft)))} are soft prompts, and a request can "
                              "have one only: each was trained to stand first.")
@@ -148,7 +162,7 @@ class Shelf:
 
     def ranks(self, row: Used) -> dict[str, int]:
         """The rank that these adapters need in each group's blocks."""
-        adapters = [self.load(name) for name, scale in row.items() if scale]
+        adapters = [self.open(name) for name, scale in row.items() if scale]
         return {group.name: packing.rank_of(group, adapters) for group in self.groups}
 
     def matrices(self, row: Used) -> tuple[Any, Values]:
@@ -156,7 +170,7 @@ class Shelf:
         key = ("rows", self.key(row))
         made = self.budget.get(key)
         if made is None:
-            mix = [(self.load(name), scale) for name, scale in sorted(row.items()) if scale]
+            mix = [(self.open(name), scale) for name, scale in sorted(row.items()) if scale]
             made = self.budget.make(key, packing.size(self.groups, 1, self.ranks(row)), lambda: self._packed(mix),
                                     f"Adapter {' + '.join(sorted(row))}")
         return key, made
@@ -164,7 +178,7 @@ class Shelf:
     def _packed(self, mix: packing.Mix) -> Values:
         made = packing.own_matrices(self.groups, mix)
         for adapter, _ in mix:
-            adapter.tensors.release()  # it was copied, and need not stay in memory twice
+            self._proven(adapter).tensors.release()  # it was copied, and need not stay in memory twice
         return as_values(made)
 
     def slots(self, rows: Sequence[Used]) -> Slots:
