@@ -78,6 +78,8 @@ def _classify(model: Any, text: str, wanted: dict[str, float] | None, as_json: b
 @click.option("--max-tokens", default=256, show_default=True, type=click.IntRange(1))
 @click.option("--temperature", type=click.FloatRange(0))
 @click.option("--seed", type=click.IntRange(0))
+@click.option("--json-schema", type=FOLDER, metavar="FILE", help="Every answer in JSON that keeps to this schema.")
+@click.option("--grammar", type=FOLDER, metavar="FILE", help="Every answer in the language of this Lark grammar.")
 @click.option("--memory", type=click.IntRange(1), metavar="MIB", help="What the process may take. [the device file's]")
 def chat_command(bundle: Path, adapter: tuple[str, ...], system: str | None, memory: int | None,
                  **sampling: Any) -> None:

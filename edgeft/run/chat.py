@@ -10,6 +10,7 @@ from typing import Any
 from edgeft.contract.errors import EdgeftError
 
 from .classify import check_generates
+from .constrain import read_options
 from .model import Model
 
 HELP = """/adapter NAME[:SCALE] ...  use these adapters; /adapter none for the bare base
@@ -24,7 +25,7 @@ def chat(bundle: Path, adapters: Mapping[str, float] | None, system: str | None,
     """Read turns from stdin and stream answers to stdout until the end of input."""
     model = Model(bundle, memory=memory)
     check_generates(model, model.adapters_for(adapters))
-    talk = Conversation(model, model.adapters_for(adapters), system, sampling)
+    talk = Conversation(model, model.adapters_for(adapters), system, sampling | read_options(model, sampling))
     interactive = sys.stdin.isatty()
     if interactive:
         print(f"{bundle.name}: {talk.describe()}. /help lists commands.", file=sys.stderr)

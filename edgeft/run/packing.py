@@ -128,11 +128,19 @@ def allocate(wanted: Mapping[str, tuple[int, ...]]) -> dict[str, Array]:
         total += (4 * int(np.prod(shape)) + 63) // 64 * 64
     if not total:
         return {}
-    memory = mmap.mmap(-1, total)
-    if total >= 4 << 20 and hasattr(mmap, "MADV_HUGEPAGE"):
-        memory.madvise(mmap.MADV_HUGEPAGE)  # fewer page faults when it is filled
+    memory = _anonymous(total)
     flat = np.frombuffer(memory, np.float32)
     return {name: flat[offsets[name] // 4 :][: int(np.prod(shape))].reshape(shape) for name, shape in wanted.items()}
+
+
+def _anonymous(size: int) -> mmap.mmap:
+    """Private memory, in huge pages where the system has them (docs/decisions.md, 33): shared memory never has."""
+    if not hasattr(mmap, "MAP_PRIVATE"):
+        return mmap.mmap(-1, size)
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if size >= 4 << 20 and hasattr(mmap, "MADV_HUGEPAGE"):
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return memory
 
 
 class RowMatrices:

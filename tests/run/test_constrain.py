@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import sys
@@ -352,6 +353,18 @@ def test_the_command_line_keeps_to_files(run: Callable[..., tuple[int, str, str]
     assert fits(json.loads(out)["text"])
     code, out, _ = run("--grammar", "g", g=GRAMMAR)
     assert (code, out) == (0, model.generate(PROMPT, grammar=GRAMMAR) + "\n")
+
+
+def test_a_chat_keeps_to_a_schema_in_every_turn(starter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "s").write_text(json.dumps(SCHEMA))
+    for options, kept in ((["--json-schema", str(tmp_path / "s")], True), ([], False)):
+        monkeypatch.setattr(sys, "stdin", io.StringIO(f"{PROMPT}\nstop it\n"))
+        with pytest.raises(SystemExit) as ended:
+            cli.main(["chat", str(starter), "--max-tokens", "200", "--temperature", "0", *options])
+        answers = capsys.readouterr().out.splitlines()
+        assert not ended.value.code
+        assert (len(answers) == 2 and all(map(fits, answers))) is kept
 
 
 @pytest.mark.parametrize(("options", "held", "code", "said"), [
