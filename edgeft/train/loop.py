@@ -80,8 +80,9 @@ def _train(job: Job, resume: bool) -> dict[str, Any]:
     _Loop(run, accelerator, model, optimizer, objective, state, limits).run(first=int(state.get("step", 0)))
 
     limits.interpolate()
-    found = record(run, model, state, run.evaluation.measure(objective, settings.tokens_per_pass),
-                   measure_forgetting(run, objective, reference, state["tokens"]))
+    with accelerator.autocast():  # the base in the same precision
+        forgetting = measure_forgetting(run, objective, reference, state["tokens"])
+    found = record(run, model, state, run.evaluation.measure(objective, settings.tokens_per_pass), forgetting)
     write_run(job, run.base, model, found)
     return found
 

@@ -39,7 +39,8 @@ class Reference:
 
     @cached_property
     def _copy(self) -> PreTrainedModel:
-        again = load_base(self.name)
+        with torch.random.fork_rng():  # training goes on with its own random numbers
+            again = load_base(self.name)
         if not again.fingerprint:
             raise UsageError(f"base {self.name!r}: has no weights, so there is nothing that could be forgotten.")
         if self.fingerprint not in ("", again.fingerprint):

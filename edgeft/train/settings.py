@@ -40,9 +40,10 @@ class TrainSettings:
     gradient_checkpointing: bool = _option(False, "Trade speed for memory.")
     replay: str = _option("", "FILE:SHARE: mix in text that the base knew, so that SHARE of all tokens with loss are "
                               "of it.")
-    kl_to_base: float = _option(0.0, "Add this times the mean KL(base || tuned) over a batch's tokens with loss.")
-    l2_to_start: float = _option(0.0, "Full tuning: add this times the squared distance of all weights from where they "
-                                      "began (a new head apart).")
+    kl_to_base: float = _option(0.0, "Add to the loss (nats per token) this times KL(base || tuned), the mean over a "
+                                     "batch's tokens with loss.")
+    l2_to_start: float = _option(0.0, "Full tuning: add to the loss this times the squared distance of the weights "
+                                      "from where they began, summed over all of them but a new head.")
     interpolate: float = _option(1.0, "Full tuning: in the end weights = start + this * (tuned - start), as WiSE-FT. "
                                       "An adapter has its scale for that.")
     stop_at_loss: float = _option(0.0, "Stop at the first evaluation (--eval-every) in which no set's loss is above "
