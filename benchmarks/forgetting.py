@@ -75,18 +75,18 @@ def measure_all(args: Any, work: Path) -> dict[str, Any]:
     """Every row, and the LoRA's scales."""
     first = train(args, work / "prompt_tuning", Way("prompt_tuning"), ())
     target = task_loss(first)
-    rows = {"prompt tuning": row(args, work / "prompt_tuning", target)}
+    rows, runs = {"prompt tuning": row(args, work / "prompt_tuning", target)}, {}
+    rates: dict[str, float] = {}  # the rate that took a method to the target is that of its other rows
     for number, (name, way) in enumerate(ways(args).items()):
         say(f"{name}: to a loss of {target:.3f}")
-        folder = reach(args, work / f"{number}-{way.method}", way, target)
-        rows[name] = row(args, folder, target)
-        if name == "LoRA":
-            lora = folder
+        runs[name] = reach(args, work / f"{number}-{way.method}", way, target, rates.get(way.method, 0.0))
+        rows[name] = row(args, runs[name], target)
+        rates[way.method] = rows[name]["learning_rate"]
     say("full, interpolated: seeking the weight")
-    weight, folder = interpolate(args, work / "interpolated", target)
+    weight, folder = interpolate(args, work / "interpolated", target, rates["full"])
     rows[f"full, interpolated {weight:g}"] = row(args, folder, target)
     return {"benchmark": "forgetting", "machine": machine(), "steps": args.steps, "target": target, "rows": rows,
-            "scales": {str(scale): by_scale(args, work, lora, scale) for scale in SCALES}}
+            "scales": {str(scale): by_scale(args, work, runs["LoRA"], scale) for scale in SCALES}}
 
 
 def train(args: Any, folder: Path, way: Way, more: Sequence[object]) -> dict[str, Any]:
@@ -109,9 +109,11 @@ def near(loss: float, target: float) -> bool:
     return abs(loss / target - 1) <= WITHIN
 
 
-def reach(args: Any, place: Path, way: Way, target: float) -> Path:
-    """The folder of a run that stopped at the target; at half the learning rate where it fell too far in one step."""
-    rate = 0.0
+def reach(args: Any, place: Path, way: Way, target: float, rate: float) -> Path:
+    """The folder of a run that stopped at the target; at half the learning rate where it fell too far in one step.
+
+    `rate` is the learning rate to begin with; 0: the method's own.
+    """
     for attempt in range(TRIES):
         folder = place.with_name(f"{place.name}-{attempt}")
         found = train(args, folder, way, ["--eval-every", way.every, "--stop-at-loss", target, "--lr", rate])
@@ -121,14 +123,14 @@ def reach(args: Any, place: Path, way: Way, target: float) -> Path:
     return folder
 
 
-def interpolate(args: Any, place: Path, target: float) -> tuple[float, Path]:
+def interpolate(args: Any, place: Path, target: float, rate: float) -> tuple[float, Path]:
     """Full tuning to 0.8 of the target, and back towards the base until the loss is the target: (weight, folder)."""
     low, high = 0.0, 1.0
     for attempt in range(TRIES):
         weight = round((low + high) / 2 if attempt else 0.75, 4)
         folder = place.with_name(f"{place.name}-{attempt}")
         found = train(args, folder, Way("full", ("--interpolate", str(weight))),
-                      ["--eval-every", 1, "--stop-at-loss", 0.8 * target])
+                      ["--eval-every", 1, "--stop-at-loss", 0.8 * target, "--lr", rate])
         loss = task_loss(found)
         if near(loss, target):
             break

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from .data import Example, Tokenizer, encode_text, read_lines
-from .errors import Faults
+from .errors import EdgeftError, Faults
 
 Array = np.ndarray[Any, Any]
 LEVEL, DRAWS, SEED = 0.95, 2000, 0  # of every interval
@@ -41,6 +41,14 @@ def compare_losses(tokens: Sequence[int], base: Sequence[float], tuned: Sequence
     return {"forgetting": float(change.sum()) / count, "interval": interval(change.tolist(), tokens),
             "kl": float(np.sum(kl)) / count, "tokens": count, "base_loss": float(np.sum(base)) / count,
             "tuned_loss": float(np.sum(tuned)) / count}
+
+
+def with_loss(path: Path, lines: Sequence[Sequence[Example]]) -> list[Sequence[Example]]:
+    """The lines of a probe that have tokens with loss; EdgeftError if none has."""
+    found = [line for line in lines if any(any(example.mask) for example in line)]
+    if not found:
+        raise EdgeftError(f"{path}: no line has two tokens, so nothing in it is predicted.")
+    return found
 
 
 def as_evaluated(found: dict[str, Any]) -> dict[str, Any]:

@@ -11,9 +11,10 @@ import numpy as np
 
 from edgeft.contract.data import Example, encode, kind_of, read_records, segments, windows
 from edgeft.contract.errors import EdgeftError, UsageError
-from edgeft.contract.forgetting import WINDOW, as_evaluated, compare_losses, compare_pairs, read_pairs
+from edgeft.contract.forgetting import WINDOW, as_evaluated, compare_losses, compare_pairs, read_pairs, with_loss
 
 from . import classify as classes
+from .adapters import length_of
 from .model import Model
 
 Array = np.ndarray[Any, Any]
@@ -46,7 +47,8 @@ def evaluate(bundle: Path, data: Path | None, probe: Path | None, adapters: Adap
     if probe:
         result |= as_evaluated(forgetting(model, probe, known, used))
     if pairs:
-        sentences = read_pairs(pairs, model.tokenizer, min(model.eos, default=None), model.context)
+        sentences = read_pairs(pairs, model.tokenizer, min(model.eos, default=None),
+                               model.context - soft_tokens(model, used))
         base = line_losses(model, sentences, {}) if used else None
         result["pairs"] = compare_pairs(pairs, base, line_losses(model, sentences, used))
     return result
@@ -59,7 +61,8 @@ def forgetting(model: Model, probe: Path, records: Sequence[dict[str, Any]], use
                          "For a merged bundle compare the runs before export: `edgeft eval RUN --probe`.")
     if kind_of(records[0]) != "text":
         raise UsageError(f"{probe}: a probe for forgetting holds lines of {{\"text\": ...}}.")
-    lines = [tokenize(model, [record], {}, window=WINDOW) for record in records]
+    length = min(WINDOW, model.context - soft_tokens(model, used))
+    lines = with_loss(probe, [tokenize(model, [record], {}, window=length) for record in records])
     sums = np.zeros((3, len(lines)))
     examples = [example for line in lines for example in line]
     owner = [index for index, line in enumerate(lines) for _ in line]
@@ -69,6 +72,11 @@ def forgetting(model: Model, probe: Path, records: Sequence[dict[str, Any]], use
         sums[:, index] += [loss_of(example, base), loss_of(example, tuned), kl]
     tokens = [sum(sum(example.mask) for example in line) for line in lines]
     return compare_losses(tokens, *sums.tolist())
+
+
+def soft_tokens(model: Model, used: Adapters) -> int:
+    """Tokens of the context that these adapters' soft prompt takes."""
+    return length_of(model.shelf.prefix(used))
 
 
 def _divergence(base: Array, tuned: Array) -> float:

@@ -23,7 +23,7 @@ from edgeft.options import resolve
 from .base import Base, load_base
 from .forgetting import by_line, on_pairs, on_probe
 from .grid import put_on_grid
-from .held_out import probe_lines
+from .held_out import probe_lines, soft_tokens
 from .mixture import tokenize
 from .objective import Objective, make_objective, measure
 from .reference import Reference
@@ -108,11 +108,12 @@ def _reference(artifact: Artifact, tuned: Base, model: torch.nn.Module, name: st
 def _forgetting(tuned: Base, model: torch.nn.Module, task: int | None, reference: Reference | None,
                 probe: Path | None, pairs: Path | None) -> dict[str, Any]:
     objective, found = Objective(model, tuned.model.get_output_embeddings(), pad=tuned.eos or 0, task=task), {}
+    soft = soft_tokens(model.active_peft_config) if isinstance(model, PeftModel) else 0
     if probe:
-        sums = by_line(objective, reference, probe_lines(probe, tuned), TOKENS_PER_PASS)
+        sums = by_line(objective, reference, probe_lines(probe, tuned, soft), TOKENS_PER_PASS)
         found = as_evaluated(on_probe(probe, sums))
     if pairs:
-        sentences = read_pairs(pairs, tuned.tokenizer, tuned.eos, tuned.context)
+        sentences = read_pairs(pairs, tuned.tokenizer, tuned.eos, tuned.context - soft)
         found["pairs"] = on_pairs(pairs, sentences, objective, reference, TOKENS_PER_PASS)
     return found
 

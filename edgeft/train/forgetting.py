@@ -13,6 +13,7 @@ from torch import nn
 from edgeft.contract.data import Example
 from edgeft.contract.forgetting import compare_losses, compare_pairs, compare_samples
 
+from .held_out import soft_tokens
 from .mixture import count, passes
 from .objective import AnyObjective, Objective
 from .reference import Reference, own_samples
@@ -82,7 +83,7 @@ def measure_forgetting(run: Run, objective: AnyObjective, reference: Reference, 
     if evaluation.probe:
         found |= on_probe(Path(run.job.probe), by_line(objective, reference, evaluation.probe, limit))
     else:
-        samples, length = sample_sizes(tokens, run.base.context)
+        samples, length = sample_sizes(tokens, run.base.context - soft_tokens(run.job.options))
         texts = own_samples(run.base, reference, samples, length, run.job.settings.seed)
         sums = by_line(objective, reference, [[text] for text in texts], limit)
         found["own_samples"] = compare_samples(sums.tokens, sums.kl) if texts else None

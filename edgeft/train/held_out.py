@@ -10,7 +10,7 @@ from typing import Any
 from edgeft.contract.data import Example, kind_of, read_records, task_names
 from edgeft.contract.errors import UsageError
 from edgeft.contract.files import sha256
-from edgeft.contract.forgetting import WINDOW, read_pairs
+from edgeft.contract.forgetting import WINDOW, read_pairs, with_loss
 
 from .base import Base
 from .job import Job
@@ -25,7 +25,7 @@ class Evaluation:
 
     sets: dict[str, list[Example]]
     held_out: dict[str, list[Example]] = field(default_factory=dict)
-    probe: list[list[Example]] = field(default_factory=list)  # the windows of each line
+    probe: Sequence[Sequence[Example]] = field(default_factory=list)  # the windows of each line
     pairs: list[Example] = field(default_factory=list)  # good, bad, good, bad, ...
 
     def measure(self, objective: AnyObjective, limit: int, *, probe: bool = False) -> dict[str, Any]:
@@ -70,6 +70,11 @@ def load_evaluation(job: Job, tasks: Sequence[Task], base: Base, length: int) ->
     return Evaluation(sets, held_out, _probe(job, base), _pairs(job, base))
 
 
+def soft_tokens(options: Any) -> int:
+    """Tokens of the context that a soft prompt takes."""
+    return int(getattr(options, "num_virtual_tokens", None) or 0)
+
+
 def _like(tasks: Sequence[Task], path: Path) -> tuple[int | None, str]:
     """The task whose very file this is, or how all tasks are phrased; UsageError if that is not one way."""
     for index, task in enumerate(tasks):
@@ -97,21 +102,23 @@ def _refuse_leaks(job: Job) -> None:
                              f"({same.data}).")
 
 
-def _probe(job: Job, base: Base) -> list[list[Example]]:
-    return probe_lines(Path(job.probe), base) if job.probe else []
+def _probe(job: Job, base: Base) -> Sequence[Sequence[Example]]:
+    return probe_lines(Path(job.probe), base, soft_tokens(job.options)) if job.probe else []
 
 
-def probe_lines(path: Path, base: Base) -> list[list[Example]]:
-    """Lines of text that the base knew, each as its windows; UsageError for anything else."""
+def probe_lines(path: Path, base: Base, soft: int = 0) -> Sequence[Sequence[Example]]:
+    """Lines of text that the base knew, as windows with room for a soft prompt; UsageError for other lines."""
     records = read_records(path)
     if kind_of(records[0]) != "text":
         raise UsageError(f"{path}: a probe for forgetting holds lines of {{\"text\": ...}}.")
     if base.labels:
         raise UsageError("--probe is for language models, and this is a classifier.")
-    return [tokenize([record], path, base, "", min(WINDOW, base.context)) for record in records]
+    length = min(WINDOW, base.context - soft)
+    return with_loss(path, [tokenize([record], path, base, "", length) for record in records])
 
 
 def _pairs(job: Job, base: Base) -> list[Example]:
     if job.pairs and base.labels:
         raise UsageError("--pairs is for language models, and this is a classifier.")
-    return read_pairs(Path(job.pairs), base.tokenizer, base.eos, base.context) if job.pairs else []
+    return read_pairs(Path(job.pairs), base.tokenizer, base.eos,
+                      base.context - soft_tokens(job.options)) if job.pairs else []

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edgeft.contract.data import Example
 from edgeft.contract.errors import EdgeftError, UsageError
 from edgeft.contract.forgetting import (
     compare_losses,
@@ -15,6 +16,7 @@ from edgeft.contract.forgetting import (
     describe_forgetting,
     interval,
     read_pairs,
+    with_loss,
 )
 from tests.conftest import lines
 
@@ -84,6 +86,13 @@ def test_pairs_are_scored_behind_a_first_token(tmp_path: Path) -> None:
         assert bad.ids == [1, 101, 104, 104]
         assert good.mask == [False, True, True, True]
     assert read_pairs(path, Words(), None, 16)[0].ids == [101, 103, 104]  # nothing there to open it
+
+
+def test_lines_without_a_predicted_token_do_not_count(tmp_path: Path) -> None:
+    empty, whole = Example([1], [False]), Example([1, 2], [False, True])
+    assert with_loss(tmp_path, [[empty], [empty, whole]]) == [[empty, whole]]
+    with pytest.raises(EdgeftError, match="no line has two tokens"):
+        with_loss(tmp_path, [[empty]])
 
 
 @pytest.mark.parametrize(("record", "said"), [({"good": "a b"}, "line 1: needs 'bad'"),

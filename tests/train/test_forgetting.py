@@ -13,6 +13,7 @@ import torch
 from edgeft.contract.data import Example
 from edgeft.train.base import load_base
 from edgeft.train.forgetting import by_line, divergence, sample_sizes
+from edgeft.train.held_out import probe_lines
 from edgeft.train.objective import Objective
 from edgeft.train.reference import Reference, own_samples
 from tests.conftest import edgeft, lines, train_run
@@ -149,6 +150,18 @@ def test_the_switched_off_adapter_is_the_base_and_learns_on(base: Path) -> None:
     assert not torch.allclose(Objective(model, tuned.model.get_output_embeddings()).logits(EXAMPLES)[0], wanted,
                               atol=1e-2)
     assert list(trainable(model)) == learns
+
+
+def test_a_soft_prompt_leaves_room_for_the_probe(make_base: Callable[..., Path], data: Path, tmp_path: Path) -> None:
+    """gpt2 has no position beyond its context: a window of all of it would not fit behind 20 virtual tokens."""
+    base = make_base("gpt2", max_position_embeddings=48)
+    probe = lines(tmp_path / "probe.jsonl", [{"text": " ".join(["the red cat runs"] * 20)}])
+    run = train_run(tmp_path / "run", base, data, "--max-steps", 1, "--probe", probe, "--max-length", 28,
+                    method="prompt_tuning")
+    loaded = load_base(str(base))
+    assert max(len(part.ids) for part in probe_lines(probe, loaded, 20)[0]) == 28
+    assert max(len(part.ids) for part in probe_lines(probe, loaded)[0]) == 48
+    assert record(run)["forgetting"]["tokens"] == sum(sum(part.mask) for part in probe_lines(probe, loaded, 20)[0])
 
 
 def test_a_base_that_was_changed_is_told(make_base: Callable[..., Path], data: Path, probe: Path,
