@@ -10,9 +10,10 @@ more than 2 % below it. Then, in torch (`edgeft eval RUN`):
   KL          from the base, nats per token on the probe
   Zorro       share of grammar pairs whose good sentence is likelier
 
-Full tuning once more with each limit: replay of source text, KL to the base, distance from the start, and
-interpolation, whose weight is sought so that the loss is the target again. Last the LoRA by its scale, on the exported
-bundle, measured by the runner. With --work FOLDER runs stay there, and a second call goes on from them.
+Full tuning is there in a dozen steps. So it goes on to --further of that loss, where forgetting hurts, and there with
+each limit, at equal loss again: replay of source text, KL to the base, distance from the start, and interpolation,
+whose weight is sought. Last the LoRA by its scale, on the exported bundle, measured by the runner. With --work FOLDER
+runs stay there, and a second call goes on from them.
 """
 
 from __future__ import annotations
@@ -40,14 +41,17 @@ class Way:
     every: int = 1
 
 
-def ways(args: Any) -> dict[str, Way]:
-    """The rows but the first, which sets the target, and but interpolation, whose weight is sought."""
-    replay = {f"full, {share:.0%} replay": Way("full", ("--replay", f"{args.replay}:{share}"))
-              for share in (0.01, 0.05)}
-    return {
-        "prefix tuning": Way("prefix_tuning", every=2), "LoRA": Way("lora"), "full": Way("full"), **replay,
-        f"full, KL to base {args.kl:g}": Way("full", ("--kl-to-base", str(args.kl))),
-        f"full, L2 to start {args.l2:g}": Way("full", ("--l2-to-start", str(args.l2)))}
+METHODS = {"prefix tuning": Way("prefix_tuning", every=2), "LoRA": Way("lora"), "full": Way("full")}
+FURTHER = "full, further"  # the row that the limits are compared with
+
+
+def limits(args: Any) -> dict[str, Way]:
+    """Full tuning with each limit but interpolation, whose weight is sought."""
+    given = {FURTHER: (), **{f"full, {share:.0%} replay": ("--replay", f"{args.replay}:{share}")
+                             for share in (0.01, 0.05)},
+             f"full, KL to base {args.kl:g}": ("--kl-to-base", str(args.kl)),
+             f"full, L2 to start {args.l2:g}": ("--l2-to-start", str(args.l2))}
+    return {name: Way("full", options, every=2) for name, options in given.items()}
 
 
 def main() -> None:
@@ -59,8 +63,9 @@ def main() -> None:
     parser.add_argument("--replay", type=Path, default=SHARED / "data" / "tinystories" / "train.jsonl")
     parser.add_argument("--pairs", type=Path, default=SHARED / "data" / "zorro" / "pairs.jsonl")
     parser.add_argument("--steps", type=int, default=264, help="at most, and of prompt tuning (264: one epoch of e2e)")
+    parser.add_argument("--further", type=float, default=0.6, help="loss of the rows with limits, of the first")
     parser.add_argument("--kl", type=float, default=0.5, help="weight of --kl-to-base")
-    parser.add_argument("--l2", type=float, default=0.01, help="weight of --l2-to-start")
+    parser.add_argument("--l2", type=float, default=0.3, help="weight of --l2-to-start")
     parser.add_argument("--chart", type=Path, help="draw the table into this SVG file")
     args = parser.parse_args()
     need(args.base, args.data, args.valid, args.probe, args.replay, args.pairs)
@@ -77,15 +82,18 @@ def measure_all(args: Any, work: Path) -> dict[str, Any]:
     target = task_loss(first)
     rows, runs = {"prompt tuning": row(args, work / "prompt_tuning", target)}, {}
     rates: dict[str, float] = {}  # the rate that took a method to the target is that of its other rows
-    for number, (name, way) in enumerate(ways(args).items()):
-        say(f"{name}: to a loss of {target:.3f}")
-        runs[name] = reach(args, work / f"{number}-{way.method}", way, target, rates.get(way.method, 0.0))
-        rows[name] = row(args, runs[name], target)
+    further = args.further * target
+    for number, (name, way) in enumerate({**METHODS, **limits(args)}.items()):
+        goal = target if name in METHODS else further
+        say(f"{name}: to a loss of {goal:.3f}")
+        runs[name] = reach(args, work / f"{number}-{way.method}", way, goal, rates.get(way.method, 0.0))
+        rows[name] = row(args, runs[name], goal)
         rates[way.method] = rows[name]["learning_rate"]
     say("full, interpolated: seeking the weight")
-    weight, folder = interpolate(args, work / "interpolated", target, rates["full"])
-    rows[f"full, interpolated {weight:g}"] = row(args, folder, target)
-    return {"benchmark": "forgetting", "machine": machine(), "steps": args.steps, "target": target, "rows": rows,
+    weight, folder = interpolate(args, work / "interpolated", further, rates["full"])
+    rows[f"full, interpolated {weight:g}"] = row(args, folder, further)
+    return {"benchmark": "forgetting", "machine": machine(), "steps": args.steps, "target": target, "further": further,
+            "rows": rows,
             "scales": {str(scale): by_scale(args, work, runs["LoRA"], scale) for scale in SCALES}}
 
 
@@ -177,9 +185,10 @@ HEAD = ("loss valid", "forgetting", "95 %", "KL", "Zorro", "steps")
 def describe(report: dict[str, Any]) -> str:
     """Both tables, and what they say."""
     rows, scales = report["rows"], report["scales"]
-    any_row = rows["full"]
-    text = [f"equal loss: {report['target']:.3f} nats per token on valid, within {WITHIN:.0%} (* is not); the base: "
-            f"{any_row['base_loss']:.3f} on the probe, Zorro {any_row['zorro_base']:.1%}", "",
+    base = rows["full"]
+    text = [f"equal loss on valid: {report['target']:.3f} nats per token, from '{FURTHER}' on {report['further']:.3f}, "
+            f"within {WITHIN:.0%} (* is not); the base: {base['base_loss']:.3f} on the probe, Zorro "
+            f"{base['zorro_base']:.1%}", "",
             table(["", *HEAD], [_cells(name, found) for name, found in rows.items()]), "",
             "the LoRA by its scale, on the exported bundle, by the runner:",
             table(["scale", *HEAD[:-1]], [_cells(name, found)[:-1] for name, found in scales.items()]), "",
@@ -195,18 +204,19 @@ def _cells(name: str, found: dict[str, Any]) -> list[str]:
 
 def sentences(rows: dict[str, Any], scales: dict[str, Any]) -> list[str]:
     """What the figures say, in five sentences made from them."""
-    plain = rows["full"]
+    plain = rows[FURTHER]
     methods = {name: found for name, found in rows.items() if not name.startswith("full,")}
-    limits = {name: found for name, found in rows.items() if name.startswith("full,") and found["equal"]}
+    limited = {name: found for name, found in rows.items() if name.startswith("full,") and name != FURTHER
+              and found["equal"]}
     least, most = _ends(methods)
     whole, half = scales["1.0"], scales["0.5"]
     said = [f"At equal loss {most} forgets most ({_said(methods[most])}) and {least} least ({_said(methods[least])}); "
             f"their intervals {_apart(methods[most], methods[least])}."]
-    if limits:
-        best, worst = _ends(limits)
-        said += [f"Of the limits on full tuning {best} keeps most: {_said(limits[best])} against {_said(plain)} "
-                 f"without, and the intervals {_apart(plain, limits[best])}.",
-                 f"{worst} keeps least: {_said(limits[worst])}."]
+    if limited:
+        best, worst = _ends(limited)
+        said += [f"Of the limits on full tuning {best} keeps most: {_said(limited[best])} against {_said(plain)} "
+                 f"without, and the intervals {_apart(plain, limited[best])}.",
+                 f"{worst} keeps least: {_said(limited[worst])}."]
     grammar = {name: found["zorro"] - found["zorro_base"] for name, found in rows.items()}
     lost = min(grammar, key=lambda name: grammar[name])
     said += [f"Grammar moves by {grammar[lost]:+.1%} at most ({lost}), of a base at {plain['zorro_base']:.1%}.",
@@ -238,8 +248,8 @@ def draw(path: Path, report: dict[str, Any]) -> None:
         return [(name, value(found)) for name, found in rows.items()]
 
     rows, scales = report["rows"], {f"LoRA at {name}": found for name, found in report["scales"].items()}
-    write_chart(path, "What tuning makes a model forget", f"at equal loss on the task ({report['target']:.2f} nats per "
-                "token); bundles by the runner", [
+    write_chart(path, "What tuning makes a model forget", f"at a loss of {report['target']:.2f} on the task, with "
+                f"limits at {report['further']:.2f}; bundles by the runner", [
                     ("forgetting, nats per token on source text", bars(rows, lambda found: found["forgetting"])),
                     ("grammar pairs wrong, %", bars(rows, lambda found: 100 * (1 - found["zorro"]))),
                     ("LoRA by its scale: forgetting", bars(scales, lambda found: found["forgetting"])),
