@@ -61,31 +61,35 @@ def _loss(result: dict[str, Any]) -> str:
 
 @cli.command("eval")
 @click.argument("subject", type=FOLDER, metavar="RUN|BUNDLE|MODEL_DIR")
-@click.option("--data", required=True, type=FOLDER, help="Lines to measure the loss on.")
+@click.option("--data", type=FOLDER, help="Lines to measure the loss on.")
 @click.option("--probe", type=FOLDER, help="Text the base knew, to measure forgetting.")
+@click.option("--pairs", type=FOLDER, help='Lines of {"good", "bad"} sentences: how often the good one is likelier.')
 @click.option("--adapter", multiple=True, metavar="NAME[:SCALE]", help="Of a bundle; none: the bare base.")
 @click.option("--base", help="Of a PEFT folder that does not say, or says wrongly.")
 @click.option("--task", help="Whose prompt template phrases the data, where there are several.")
 @click.option("--json", "as_json", is_flag=True)
-def eval_command(subject: Path, data: Path, probe: Path | None, adapter: tuple[str, ...], base: str | None,
-                 task: str | None, as_json: bool) -> None:
-    """Loss in nats per completion token, and with --probe what was forgotten."""
+def eval_command(subject: Path, data: Path | None, probe: Path | None, pairs: Path | None, adapter: tuple[str, ...],
+                 base: str | None, task: str | None, as_json: bool) -> None:
+    """Loss in nats per completion token; with --probe and --pairs what was forgotten."""
+    if not (data or probe or pairs):
+        raise UsageError("--data is missing (or --probe, or --pairs): there is nothing to measure.")
     if (subject / "bundle.json").is_file():
         from edgeft.run.evaluate import evaluate
 
-        result = evaluate(subject, data, probe, adapters_option(adapter), task)
+        result = evaluate(subject, data, probe, adapters_option(adapter), task, pairs)
     else:
         from edgeft.train.evaluate import evaluate_run
 
         if adapter:
             raise UsageError(f"--adapter is for bundles, and {subject} is none.")
-        result = evaluate_run(subject, data, probe, base, plugins.host(), task)
+        result = evaluate_run(subject, data, probe, base, plugins.host(), task, pairs)
     if as_json:
         print_json(result)
         return
-    click.echo(_loss(result))
-    if "forgetting" in result:
-        click.echo(f"forgetting {result['forgetting']:+.4f} nats per token")
+    from edgeft.contract.forgetting import describe_forgetting
+
+    for line in [*([_loss(result)] if data else []), *describe_forgetting(result)]:
+        click.echo(line)
 
 
 @cli.command("export")

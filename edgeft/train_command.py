@@ -29,6 +29,8 @@ SHARED: list[click.Option] = [
     click.Option(["--held-out-task"], multiple=True, metavar="[TASK=]D.jsonl",
                  help="A task that is never trained on: its loss is measured before and after."),
     click.Option(["--probe"], metavar="P.jsonl", help="Text the base knew: what is forgotten is measured on it."),
+    click.Option(["--pairs"], metavar="Z.jsonl", help='Lines of {"good", "bad"} sentences: how often the good one is '
+                                                      "likelier, before and after."),
     click.Option(["--out"], type=FOLDER, required=True, help="The run folder to write."),
     click.Option(["--device"], metavar="NAME|FILE.toml", help="Train on this device's integer grid."),
     click.Option(["--config"], type=FOLDER, help="A TOML file with any of these options, and [tasks.NAME]; flags win."),
@@ -36,7 +38,7 @@ SHARED: list[click.Option] = [
     click.Option(["--json", "as_json"], is_flag=True, help="Print edgeft.json to stdout at the end."),
     *options.click_options(TrainSettings),
 ]
-TEXTS = ("base", "probe", "device")  # SHARED options that are one text each
+TEXTS = ("base", "probe", "pairs", "device")  # SHARED options that are one text each
 TASKS = ("data", "template", "eval_data", "held_out_task")  # what the mixture is made of, beside [tasks.NAME]
 
 
@@ -106,7 +108,8 @@ def _job(method: Method[Any], layers: Sequence[dict[str, Any]], mixture: Sequenc
                              "mixture. Leave it out.")
         own = options.resolve(method.Options, options.to_json(own), {"tasks": names}, who=who)
     device = plugins.host().device(texts["device"]) if texts["device"] else None
-    return Job(method, own, settings, texts["base"], tasks, eval_data, texts["probe"], out, device)
+    return Job(method, own, settings, texts["base"], tasks, eval_data, texts["probe"], out, device,
+               texts["pairs"])
 
 
 def _text(layers: Sequence[dict[str, Any]], key: str, who: str) -> str:
@@ -148,11 +151,13 @@ def _print_run(out: Path, record: dict[str, Any], as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(record, indent=2, ensure_ascii=False))
         return
+    from edgeft.contract.forgetting import describe_forgetting
+
     metrics = record["metrics"]
     for line in _loss_table(metrics):
         click.echo(line)
-    if record["forgetting"]:
-        click.echo(f"forgetting: {record['forgetting']['forgetting']:+.3f} nats per token on the probe")
+    for line in describe_forgetting(record["forgetting"]):
+        click.echo(line)
     click.echo(f"{metrics['tokens_per_s']:,.0f} tokens/s, {metrics['seconds']:.0f} s, "
                f"peak {metrics['peak_mib']:,.0f} MiB")
     click.echo(f"wrote {out}")

@@ -50,8 +50,17 @@ class Example:
         return self.ids[: self.mask.index(True)] if True in self.mask else self.ids
 
 
+LINES = ('A line is {"prompt": ..., "completion": ...}, {"messages": [...]}, {"text": ...} or {"text": ..., '
+         '"label": ...}; one kind per file.')
+
+
 def read_records(path: Path) -> list[Record]:
-    """Read and check every line; EdgeftError names file, line number and reason of each broken one."""
+    """Read and check every line of data; EdgeftError names file, line number and reason of each broken one."""
+    return read_lines(path, kind_of, LINES)
+
+
+def read_lines(path: Path, kind: Callable[[Any], str], advice: str) -> list[Record]:
+    """JSON lines that are all of one kind; `kind` tells it or raises ValueError, `advice` says how a line must be."""
     path = Path(path)
     faults = Faults(f"{path}: has lines that cannot be used")
     records: list[Record] = []
@@ -63,16 +72,15 @@ def read_records(path: Path) -> list[Record]:
                     continue
                 try:
                     record = json.loads(line)
-                    kinds.setdefault(kind_of(record), number)
+                    kinds.setdefault(kind(record), number)
                     records.append(record)
                 except (ValueError, RecursionError) as error:
                     faults.add(f"line {number}: {_reason(error)}")
     except OSError as error:
-        raise UsageError(f"{path}: cannot be read ({error.strerror}). --data takes a file of JSON lines.") from None
+        raise UsageError(f"{path}: cannot be read ({error.strerror}). A file of JSON lines is needed.") from None
     if len(kinds) > 1 and not faults.lines:
-        faults.add("lines of different kinds: " + ", ".join(f"{kind} (line {line})" for kind, line in kinds.items()))
-    faults.raise_if_any('A line is {"prompt": ..., "completion": ...}, {"messages": [...]}, {"text": ...} or '
-                        '{"text": ..., "label": ...}; one kind per file.')
+        faults.add("lines of different kinds: " + ", ".join(f"{name} (line {line})" for name, line in kinds.items()))
+    faults.raise_if_any(advice)
     if not records:
         raise EdgeftError(f"{path}: holds no lines.")
     return records

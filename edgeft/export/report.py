@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from edgeft.contract.forgetting import describe_forgetting
+
 
 def describe(manifest: dict[str, Any], out: Path) -> str:
     """What was written, how large, how equal to torch."""
@@ -16,6 +18,7 @@ def describe(manifest: dict[str, Any], out: Path) -> str:
     for name, report in manifest["parity"]["adapters"].items():
         size = manifest["files"][manifest["adapters"][name]["file"]]["size"]
         lines += describe_parity(f"adapter {name} ({size / 2**20:.2f} MiB)", report, manifest["parity"]["against"])
+    lines += [f"  {line}, as trained" for line in describe_forgetting(manifest["provenance"]["forgetting"])]
     memory = manifest["memory"]
     lines.append(f"  memory: {memory['predicted_peak_mib']:,.0f} MiB predicted at {manifest['context']} tokens, "
                  f"{memory['verified_peak_mib']:,.0f} MiB at the peak of verification; "

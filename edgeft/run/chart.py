@@ -27,15 +27,15 @@ STYLE = """
     }"""
 
 
-def chart(title: str, note: str, panels: Sequence[Panel]) -> str:
-    """The SVG text; bars of a panel share one scale, which starts at 0."""
+def chart(title: str, note: str, panels: Sequence[Panel], decimals: int = 1) -> str:
+    """The SVG text; bars of a panel share one scale, which starts at 0; numbers have so many decimals."""
     parts, y = [_text(16, 28, title, "title"), _text(16, 48, note)], 64
     for name, bars in panels:
         parts.append(_text(16, y + 18, name, "panel"))
         y += HEAD - 8
         most = max((value for _, value in bars), default=0.0) or 1.0
         for label, value in bars:
-            parts.append(_bar(y, label, value, value / most))
+            parts.append(_bar(y, label, value, value / most, decimals))
             y += ROW
         y += 12
     return "\n".join([
@@ -44,10 +44,10 @@ def chart(title: str, note: str, panels: Sequence[Panel]) -> str:
         f'  <rect class="ground" width="{WIDTH}" height="{y}"/>', *parts, "</svg>", ""])
 
 
-def write_chart(path: Path, title: str, note: str, panels: Sequence[Panel]) -> None:
+def write_chart(path: Path, title: str, note: str, panels: Sequence[Panel], decimals: int = 1) -> None:
     """Write the chart; EdgeftError where that cannot be."""
     try:
-        path.write_text(chart(title, note, panels), encoding="utf-8")
+        path.write_text(chart(title, note, panels, decimals), encoding="utf-8")
     except OSError as error:
         raise EdgeftError(f"{path}: the chart cannot be written ({error.strerror}). Choose another place.") from None
 
@@ -57,11 +57,11 @@ def _text(x: float, y: float, text: str, kind: str = "") -> str:
     return f'  <text x="{x:g}" y="{y:g}"{chosen}>{escape(text)}</text>'
 
 
-def _bar(y: float, label: str, value: float, share: float) -> str:
+def _bar(y: float, label: str, value: float, share: float, decimals: int) -> str:
     """One row: label, bar, number."""
     width = max(1.0, share * (WIDTH - LABELS - VALUES - 16))
     kind = "ours" if label.startswith("edgeft") else "theirs"
     return "\n".join([
         _text(16, y + BAR - 3, label),
         f'  <rect class="{kind} bar" x="{LABELS}" y="{y:g}" width="{width:.1f}" height="{BAR}" rx="2"/>',
-        _text(LABELS + width + 8, y + BAR - 3, f"{value:,.1f}")])
+        _text(LABELS + width + 8, y + BAR - 3, f"{value:,.{decimals}f}")])

@@ -32,6 +32,7 @@ class Job:
     probe: str
     out: Path
     device: Device | None = None
+    pairs: str = ""
 
     @property
     def trained(self) -> list[TaskSpec]:
@@ -46,7 +47,8 @@ class Job:
     def to_json(self) -> dict[str, Any]:
         """As recorded."""
         return {"method": self.method.name, "base": self.base, "tasks": tasks_to_json(self.tasks),
-                "eval_data": self.eval_data, "probe": self.probe, "device": self.device.name if self.device else "",
+                "eval_data": self.eval_data, "probe": self.probe, "pairs": self.pairs,
+                "device": self.device.name if self.device else "",
                 "options": to_json(self.options), "settings": to_json(self.settings)}
 
 
@@ -64,7 +66,8 @@ def refuse_changes(job: Job, stored: dict[str, Any]) -> None:
     found = job.to_json()
     changed = [key for part in ("options", "settings") for key, value in found[part].items()
                if value != stored.get(part, {}).get(key)]
-    changed += [key for key in ("base", "tasks", "eval_data", "probe", "device") if found[key] != stored.get(key)]
+    changed += [key for key in ("base", "tasks", "eval_data", "probe", "pairs", "device")
+                if found[key] != stored.get(key)]
     if changed:
         raise UsageError(f"{job.out}: --resume goes on with the run as it was started, and these differ: "
                          f"{', '.join(changed)}. Leave them out, or start a new run.")

@@ -22,22 +22,26 @@ from torch import nn
 from tqdm import tqdm
 
 from edgeft.contract import TaskOptions
+from edgeft.contract.data import Example
 from edgeft.contract.errors import EdgeftError, UsageError
 from edgeft.contract.files import disk_errors, write_json
 
 from . import checkpoint
 from .base import Base, load_base
 from .classify import check_method, learn_head
+from .forgetting import measure_forgetting
 from .grid import check_frozen, grid_of, put_on_grid
 from .held_out import load_evaluation
 from .job import SETTINGS, Job
 from .labels import labels_of
-from .mixture import count, load_tasks, passes
+from .limits import Limits
+from .mixture import REPLAY, count, load_replay, load_tasks, passes
 from .objective import AnyObjective, Objective, make_objective
-from .plan import plan_batches
+from .plan import add_replay, plan_batches
 from .record import Run, announce, record, say
+from .reference import Reference
 from .run_folder import write_run
-from .settings import TrainSettings
+from .settings import TrainSettings, split_replay
 
 
 def train(job: Job, *, resume: bool = False) -> dict[str, Any]:
@@ -58,6 +62,9 @@ def _train(job: Job, resume: bool) -> dict[str, Any]:
     model, optimizer = accelerator.prepare(model, optimizer)
     task = job.options.task_index if isinstance(job.options, TaskOptions) else None
     objective = make_objective(run.base, model, task)
+    reference = Reference(run.base, accelerator.unwrap_model(model), job.base, run.base.fingerprint,
+                          run.grid)
+    limits = Limits(settings, run.base, accelerator.unwrap_model(model), reference, job.method.name)
 
     job.out.mkdir(parents=True, exist_ok=True)
     state: dict[str, Any] = {"seconds": 0.0, "tokens": 0}
@@ -70,9 +77,12 @@ def _train(job: Job, resume: bool) -> dict[str, Any]:
         with _base_of(model, objective) as base:
             state["base"] = run.evaluation.measure(base, settings.tokens_per_pass)
     announce(run, model)
-    _Loop(run, accelerator, model, optimizer, objective, state).run(first=int(state.get("step", 0)))
+    _Loop(run, accelerator, model, optimizer, objective, state, limits).run(first=int(state.get("step", 0)))
 
-    found = record(run, model, state, run.evaluation.measure(objective, settings.tokens_per_pass))
+    limits.interpolate()
+    with accelerator.autocast():  # the base in the same precision
+        forgetting = measure_forgetting(run, objective, reference, state["tokens"])
+    found = record(run, model, state, run.evaluation.measure(objective, settings.tokens_per_pass), forgetting)
     write_run(job, run.base, model, found)
     return found
 
@@ -86,7 +96,11 @@ def _read_inputs(job: Job) -> Run:
     tasks = load_tasks(job.trained, base, separator=settings.separator, max_length=length,
                        holdout=0.0 if job.eval_data else settings.holdout)
     rate = settings.learning_rate or job.method.learning_rate * 2048 / base.hidden_size
-    return Run(job, base, tasks, load_evaluation(job, tasks, base, length), plan_batches(tasks, settings), rate,
+    plan = plan_batches(tasks, settings)
+    if settings.replay:
+        tasks.append(load_replay(split_replay(settings.replay), tasks, base, separator=settings.separator,
+                                 max_length=length, holdout=settings.holdout))
+    return Run(job, base, tasks, load_evaluation(job, tasks, base, length), add_replay(plan, tasks, settings), rate,
                grid_of(job.device) if job.device else None)
 
 
@@ -129,7 +143,8 @@ class _Loop:
     """The steps, and what is shown and saved between them."""
 
     def __init__(self, run: Run, accelerator: Accelerator, model: nn.Module, optimizer: Any, objective: AnyObjective,
-                 state: dict[str, Any]) -> None:
+                 state: dict[str, Any], limits: Limits) -> None:
+        self.limits = limits
         self.inputs, self.accelerator, self.model, self.optimizer = run, accelerator, model, optimizer
         self.objective, self.state = objective, state
         self.job, self.plan = run.job, run.plan
@@ -146,18 +161,27 @@ class _Loop:
                 self.state["seconds"] += time.perf_counter() - start
                 self.state["tokens"] += tokens
                 self.state["loss"] = loss if "loss" not in self.state else 0.95 * self.state["loss"] + 0.05 * loss
-                self.report(bar, step + 1, loss, norm)
+                self.report(bar, step + 1, loss, norm, self.limits.report(count(self.batch(step))))
                 if settings.eval_every and (step + 1) % settings.eval_every == 0:
-                    self.write({"step": step + 1,
-                                "eval": self.inputs.evaluation.measure(self.objective, settings.tokens_per_pass)})
+                    found = self.inputs.evaluation.measure(self.objective, settings.tokens_per_pass, probe=True)
+                    self.write({"step": step + 1, "eval": found})
+                    if self.reached(found["sets"]):
+                        say(f"stopped at step {step + 1} of {len(self.plan)}: no loss is above {settings.stop_at_loss}")
+                        del self.plan[step + 1 :]
+                        break
                 if (step + 1) % settings.save_every == 0 and step + 1 < len(self.plan):
                     checkpoint.save(self.job.out / "checkpoints", step + 1, self.model, self.optimizer.optimizer,
                                     self.state, settings.keep)
 
+    def reached(self, sets: dict[str, Any]) -> bool:
+        """Whether an evaluation says that training can stop."""
+        losses = [found["loss"] for name, found in sets.items() if name != REPLAY]
+        return bool(losses) and max(losses) <= self.job.settings.stop_at_loss
+
     def step(self, step: int) -> tuple[float, int, float]:
         """One optimizer step; returns (nats per token, tokens processed, gradient norm)."""
         settings = self.job.settings
-        batch = [self.inputs.tasks[task].train[line] for task, line in self.plan[step]]
+        batch = self.batch(step)
         rate = self.inputs.rate * _schedule(settings, step, len(self.plan))
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -165,9 +189,10 @@ class _Loop:
         total = torch.zeros((), device=self.accelerator.device)
         for part in passes(batch, settings.tokens_per_pass):
             with self.accelerator.autocast():
-                loss = self.objective(part)
-            self.accelerator.backward(loss / learned)  # of the whole batch, not of this part
-            total += loss.detach()
+                wanted, loss = self.limits.loss(self.objective, part)
+            self.accelerator.backward(wanted / learned)  # of the whole batch, not of this part
+            total += loss
+        self.limits.pull()
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), settings.max_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -177,11 +202,15 @@ class _Loop:
                               f"--learning-rate (now {self.inputs.rate:g}).")
         return value, sum(len(example.ids) for example in batch), float(norm)
 
-    def report(self, bar: Any, step: int, loss: float, norm: float) -> None:
+    def batch(self, step: int) -> list[Example]:
+        """The examples of a step."""
+        return [self.inputs.tasks[task].train[line] for task, line in self.plan[step]]
+
+    def report(self, bar: Any, step: int, loss: float, norm: float, limits: dict[str, float]) -> None:
         speed = self.state["tokens"] / max(self.state["seconds"], 1e-9)
         rate = self.optimizer.param_groups[0]["lr"]
         self.write({"step": step, "loss": round(loss, 5), "grad_norm": round(norm, 4), "lr": rate,
-                    "tokens_per_s": round(speed, 1)})
+                    "tokens_per_s": round(speed, 1), **limits})
         bar.set_postfix_str(f"loss {self.state['loss']:.3f}, {speed:,.0f} tok/s", refresh=False)
         bar.update()
         if bar.disable and (step % max(1, len(self.plan) // 10) == 0 or step == len(self.plan)):

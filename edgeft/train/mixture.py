@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from .base import Base
 
 
+REPLAY, BLOCK = "replay", 64  # the name that its loss is shown under; tokens of its blocks, at least
+
+
 @dataclass
 class Task:
     """One task that is trained on: its examples, and those held out of its file."""
@@ -27,6 +30,7 @@ class Task:
     kind: str
     train: list[Example] = field(default_factory=list)
     held_out: list[Example] = field(default_factory=list)
+    replay: float = 0.0  # of source text mixed in by --replay: its share of the tokens with loss
 
     @property
     def name(self) -> str:
@@ -37,7 +41,7 @@ class Task:
         path = Path(self.spec.data)
         return {"name": self.name, "path": str(path.resolve()), "weight": self.spec.weight, "kind": self.kind,
                 "sha256": sha256(path), "examples": len(self.train), "held_out": len(self.held_out),
-                "completion_tokens": count(self.train)}
+                "completion_tokens": count(self.train), **({"replay": self.replay} if self.replay else {})}
 
 
 def count(examples: Sequence[Example]) -> int:
@@ -64,6 +68,27 @@ def load_tasks(specs: Sequence[TaskSpec], base: Base, *, separator: str, max_len
             raise EdgeftError(f"{path}: no token in it carries loss.")
         tasks.append(task)
     return tasks
+
+
+def load_replay(replay: tuple[str, float], tasks: Sequence[Task], base: Base, *, separator: str, max_length: int,
+                holdout: float) -> Task:
+    """Source text as a task beside the others, in blocks about as long as their examples: none is padded to another."""
+    path, share = Path(replay[0]), replay[1]
+    records = read_records(path)
+    if base.labels or kind_of(records[0]) == "label":
+        raise UsageError(f"--replay {path}: mixes in text that a language model knew; a classifier has none.")
+    if not base.fingerprint:
+        raise UsageError(f"--replay {path}: the base has no weights yet, so it knew no text. Give it as --data.")
+    kept = [record for record in records if not _held_out(record, holdout)] or records
+    held_out = [record for record in records if _held_out(record, holdout)] if len(kept) < len(records) else []
+    lengths = [len(example.ids) for task in tasks for example in task.train]
+    block = min(max_length, max(BLOCK, round(sum(lengths) / len(lengths))))
+    task = Task(TaskSpec(REPLAY, str(path)), kind_of(records[0]), replay=share)
+    task.train = tokenize(kept, path, base, separator, block if task.kind == "text" else max_length, pack=True)
+    task.held_out = tokenize(held_out, path, base, separator, max_length) if held_out else []
+    if count(task.train) == 0:
+        raise EdgeftError(f"{path}: no token in it carries loss.")
+    return task
 
 
 def _held_out(record: dict[str, Any], share: float) -> bool:
@@ -107,7 +132,8 @@ def _pack(examples: Sequence[Example], length: int) -> list[Example]:
 
 
 def prompt_format(tasks: Sequence[Task], separator: str) -> PromptFormat:
-    """How the runner must phrase prompts: as most of the mixture does; plain text beside it is replay."""
+    """How the runner must phrase prompts: as most of the mixture does; replay and plain text beside it do not count."""
+    tasks = [task for task in tasks if not task.replay]
     if any(task.spec.template for task in tasks):
         return PromptFormat("pair", separator, tuple((task.name, task.spec.template or PLACE)
                                                      for task in tasks if task.kind == "pair"))

@@ -51,8 +51,8 @@ class Objective:
         tasks = [self.task if example.task is None else example.task for example in examples]
         return {"task_ids": torch.tensor(tasks, device=device)}
 
-    def __call__(self, examples: Sequence[Example]) -> torch.Tensor:
-        """Summed negative log-likelihood in nats of one padded pass."""
+    def logits(self, examples: Sequence[Example]) -> tuple[torch.Tensor, torch.Tensor]:
+        """One padded pass: logits [n, vocabulary] of the tokens that carry loss, row by row, and their ids [n]."""
         device = next(self.model.parameters()).device
         width = max(len(example.ids) for example in examples)
         ids = torch.full((len(examples), width), self.pad)
@@ -65,7 +65,12 @@ class Objective:
         targets = ids[:, 1:][keep[:, :-1]].to(device)
         with self._only(keep.to(device)):
             logits = self.model(input_ids=ids.to(device), use_cache=False, **self._tasks(examples, device)).logits
-        return nn.functional.cross_entropy(logits[0].float(), targets, reduction="sum")
+        return logits[0].float(), targets
+
+    def __call__(self, examples: Sequence[Example]) -> torch.Tensor:
+        """Summed negative log-likelihood in nats of one padded pass."""
+        logits, targets = self.logits(examples)
+        return nn.functional.cross_entropy(logits, targets, reduction="sum")
 
 
 @torch.inference_mode()

@@ -50,6 +50,32 @@ def plan_batches(tasks: Sequence[Task], settings: TrainSettings) -> Plan:
     return batches
 
 
+def add_replay(plan: Plan, tasks: Sequence[Task], settings: TrainSettings) -> Plan:
+    """The same batches with examples of the replay task beside them, spread evenly over the run.
+
+    As many as bring its share of all tokens with loss nearest to what was asked for, at every step.
+    """
+    index = next((index for index, task in enumerate(tasks) if task.replay), None)
+    if index is None:
+        return plan
+    sizes = [[count([example]) for example in task.train] for task in tasks]
+    rng = np.random.Generator(np.random.PCG64([settings.seed, 1]))  # of its own: the other tasks' order stays
+    deck, odds = _Deck(len(tasks[index].train), rng), tasks[index].replay / (1 - tasks[index].replay)
+    owed, mixed = 0.0, []
+    for batch in plan:
+        owed += odds * sum(sizes[task][line] for task, line in batch)
+        extra: list[Ref] = []
+        while owed > 0:
+            (line,) = deck.draw(1)
+            if owed < sizes[index][line] / 2:
+                deck.left.insert(0, line)
+                break
+            owed -= sizes[index][line]
+            extra.append((index, line))
+        mixed.append([*batch, *extra])
+    return mixed
+
+
 class _Deck:
     """A task's lines in random order, shuffled again when all are drawn: none comes twice before each came once."""
 

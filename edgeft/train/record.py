@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -16,7 +15,7 @@ from .base import Base
 from .checkpoint import trainable
 from .held_out import Evaluation
 from .job import Job
-from .mixture import Task, count, prompt_format
+from .mixture import REPLAY, Task, count, prompt_format
 from .plan import Plan, shares
 
 SAMPLES = 8  # prompts kept in edgeft.json
@@ -46,7 +45,8 @@ def announce(run: Run, model: nn.Module) -> None:
         held = f", {len(task.held_out)} held out" if task.held_out else ""
         learn = f"{len(base.labels)} labels" if base.labels else f"{count(task.train):,} tokens with loss"
         tokens = "" if base.labels else f", {drawn['completion_tokens']:,} tokens ({drawn['share_of_tokens']:.1%})"
-        say(f"  {task.name}: {len(task.train):,} examples{held}, {learn}, weight {task.spec.weight:g}; "
+        weight = f"to be {task.replay:.1%} of all tokens" if task.replay else f"weight {task.spec.weight:g}"
+        say(f"  {task.name}: {len(task.train):,} examples{held}, {learn}, {weight}; "
             f"drawn {drawn['examples']:,} examples ({drawn['share_of_examples']:.1%}){tokens}")
     for name, examples in run.evaluation.held_out.items():
         say(f"  {name}: held out, {len(examples):,} examples, never trained on")
@@ -78,10 +78,11 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def record(run: Run, model: nn.Module, state: dict[str, Any], measured: dict[str, Any]) -> dict[str, Any]:
+def record(run: Run, model: nn.Module, state: dict[str, Any], measured: dict[str, Any],
+           forgetting: dict[str, Any] | None) -> dict[str, Any]:
     """What edgeft.json holds; `state` is the loop's, with what was measured before the first step as `base`."""
     learns, total = sizes(model)
-    before = state.get("base") or {"sets": {}, "held_out": {}, "probe": None}
+    before = state.get("base") or {"sets": {}, "held_out": {}}
     return {
         **run.job.to_json(),
         "base": {"id": run.base.id, "fingerprint": run.base.fingerprint or None},
@@ -96,7 +97,7 @@ def record(run: Run, model: nn.Module, state: dict[str, Any], measured: dict[str
             "tokens_per_s": round(state["tokens"] / max(state["seconds"], 1e-9), 1),
             "peak_mib": round(peak_mib(), 1), "eval": measured["sets"], "eval_base": before["sets"],
             "held_out": _held_out(before["held_out"], measured["held_out"])},
-        "forgetting": _forgetting(run.job, before["probe"], measured["probe"]),
+        "forgetting": forgetting,
         "grid": run.grid,
         "samples": _samples(run),
     }
@@ -107,16 +108,10 @@ def _held_out(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
             for name, tuned in after.items()}
 
 
-def _forgetting(job: Job, before: dict[str, Any] | None, after: dict[str, Any] | None) -> dict[str, Any] | None:
-    if not before or not after:
-        return None
-    return {"probe": str(Path(job.probe).resolve()), "tokens": after["tokens"], "base_loss": before["loss"],
-            "tuned_loss": after["loss"], "forgetting": after["loss"] - before["loss"]}
-
-
 def _samples(run: Run) -> list[str]:
     """A few prompts of the data, held-out ones first: export verifies the bundle on them."""
-    groups: Sequence[Any] = [*run.evaluation.sets.values(), *(task.train for task in run.tasks)]
+    groups: Sequence[Any] = [*(examples for name, examples in run.evaluation.sets.items() if name != REPLAY),
+                             *(task.train for task in run.tasks if not task.replay)]
     examples = [example for group in groups for example in group]
     step = max(1, len(examples) // SAMPLES)
     prompts = [example.prompt if len(example.prompt) > 1 else example.ids[: len(example.ids) // 2]

@@ -38,6 +38,16 @@ class TrainSettings:
     tokens_per_pass: int = _option(8192, "Padded tokens in one forward pass; a batch is split to fit.")
     precision: Literal["auto", "fp32", "bf16"] = _option("auto", "auto: bf16 on a GPU, fp32 on a CPU.")
     gradient_checkpointing: bool = _option(False, "Trade speed for memory.")
+    replay: str = _option("", "FILE:SHARE: mix in text that the base knew, so that SHARE of all tokens with loss are "
+                              "of it.")
+    kl_to_base: float = _option(0.0, "Add to the loss (nats per token) this times KL(base || tuned), the mean over a "
+                                     "batch's tokens with loss.")
+    l2_to_start: float = _option(0.0, "Full tuning: add to the loss this times the squared distance of the weights "
+                                      "from where they began, summed over all of them but a new head.")
+    interpolate: float = _option(1.0, "Full tuning: in the end weights = start + this * (tuned - start), as WiSE-FT. "
+                                      "An adapter has its scale for that.")
+    stop_at_loss: float = _option(0.0, "Stop at the first evaluation (--eval-every) in which no set's loss is above "
+                                       "this; 0: never.")
     seed: int = _option(0, "Of the initial weights, the order of the data and dropout.")
 
     def __post_init__(self) -> None:
@@ -58,8 +68,25 @@ class TrainSettings:
         if self.epochs <= 0 and self.max_steps <= 0:
             raise ValueError(f"--epochs must be above 0, found {self.epochs}")
         for name in ("learning_rate", "warmup", "weight_decay", "max_length", "eval_every", "max_steps", "seed",
-                     "sampling_limit"):
+                     "sampling_limit", "kl_to_base", "l2_to_start", "stop_at_loss"):
             if getattr(self, name) < 0:
                 raise ValueError(f"--{name.replace('_', '-')} must not be negative, found {getattr(self, name)}")
+        if not 0 < self.interpolate <= 1:
+            raise ValueError(f"--interpolate must be above 0 and at most 1, found {self.interpolate}")
+        if self.stop_at_loss and not self.eval_every:
+            raise ValueError("--stop-at-loss needs --eval-every: how many steps lie between evaluations")
+        split_replay(self.replay)
         if not 0 <= self.holdout < 0.9:
             raise ValueError(f"--holdout must be from 0 to below 0.9, found {self.holdout}")
+
+
+def split_replay(text: str) -> tuple[str, float]:
+    """`FILE:SHARE` as (path, share); ("", 0) of no text, ValueError of any other."""
+    path, _, share = text.rpartition(":")
+    try:
+        found = float(share) if text else 0.0
+    except ValueError:
+        found = -1.0
+    if text and (not path or not 0 < found < 1):
+        raise ValueError(f"--replay takes FILE:SHARE with a share between 0 and 1, found {text!r}")
+    return path, found

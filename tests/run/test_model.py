@@ -13,7 +13,8 @@ import pytest
 from edgeft.contract.errors import EdgeftError, UsageError
 from edgeft.contract.tensors import TensorFile, write_tensors
 from edgeft.run import Model, load
-from tests.conftest import edgeft
+from edgeft.run.evaluate import evaluate
+from tests.conftest import WORDS, edgeft, lines
 
 PROMPT = "the red cat runs a tree"
 
@@ -169,11 +170,35 @@ def test_bench_prints_the_contracts_json(int4_bundle: Path) -> None:
 def test_eval_of_a_bundle_equals_eval_of_its_run(bundle: Path, lora_run: Path, data: Path, tmp_path: Path) -> None:
     probe = tmp_path / "probe.jsonl"
     probe.write_text('{"text": "the small house is in the tree"}\n')
-    found = [json.loads(edgeft("eval", subject, "--data", data, "--probe", probe, "--json").stdout)
+    probe.write_text("".join(f'{{"text": "the small {color} house is in the tree"}}\n' for color in WORDS[:3]))
+    grammar = lines(tmp_path / "pairs.jsonl", [{"good": f"the {color} cat runs", "bad": f"{color} cat the runs"}
+                                               for color in WORDS[:5]])
+    found = [json.loads(edgeft("eval", subject, "--data", data, "--probe", probe, "--pairs", grammar, "--json").stdout)
              for subject in (bundle, lora_run)]
     assert found[0]["loss"] == pytest.approx(found[1]["loss"], abs=1e-4)
     assert found[0]["forgetting"] == pytest.approx(found[1]["forgetting"], abs=1e-4)
     assert found[0]["tokens"] == found[1]["tokens"]
+    assert found[0]["interval"] == pytest.approx(found[1]["interval"], abs=1e-4)
+    assert found[0]["kl"] == pytest.approx(found[1]["kl"], abs=1e-4)
+    assert found[0]["kl"] > 0.01
+    assert found[0]["pairs"] == found[1]["pairs"]
+
+
+def test_eval_of_a_bundle_needs_no_data_and_follows_the_scale(bundle: Path, tmp_path: Path) -> None:
+    probe = lines(tmp_path / "probe.jsonl", [{"text": "the small house is in the tree"}, {"text": "one cat"}])
+    grammar = lines(tmp_path / "pairs.jsonl", [{"good": "the red cat runs", "bad": "red cat the runs"}])
+    half, whole = (evaluate(bundle, None, probe, {"colors": scale}, None, grammar) for scale in (0.5, 1.0))
+    assert 0 < half["kl"] < whole["kl"]
+    assert whole["forgetting"] == pytest.approx(whole["probe_loss"] - whole["probe_base_loss"])
+    bare = evaluate(bundle, None, None, {}, None, grammar)["pairs"]
+    assert bare["accuracy"] == whole["pairs"]["base_accuracy"]
+    assert bare["base_accuracy"] is None
+    off = evaluate(bundle, None, probe, {"colors": 0.0})
+    assert off["kl"] == pytest.approx(0, abs=1e-6)
+    with pytest.raises(UsageError, match="no adapter is in use"):
+        evaluate(bundle, None, probe, {})
+    with pytest.raises(UsageError, match="holds lines of"):
+        evaluate(bundle, None, lines(tmp_path / "p.jsonl", [{"prompt": "a", "completion": "b"}]), None)
 
 
 def test_chat_goes_turn_by_turn(bundle: Path) -> None:
