@@ -66,14 +66,8 @@ def fit(words: str, width: float, size: float = 12) -> str:
     return "…"
 
 
-def amount(value: float) -> str:
-    """A number beside a bar."""
-    return f"{value:,.1f}" if abs(value) >= 10 else f"{value:.3f}"
-
-
-def bars(panels: Sequence[Panel], style: Callable[[str], str], shown: Callable[[float], str] = amount, *,
-         width: float = 720, labels: float = 200, values: float = 90, margin: float = 16, top: float = 0,
-         ) -> tuple[list[str], float]:
+def bars(panels: Sequence[Panel], style: Callable[[str], str], *, width: float = 720, labels: float = 200,
+         values: float = 90, margin: float = 16, top: float = 0) -> tuple[list[str], float]:
     """Rows of label, bar and number below `top`, and where they end; bars of a panel share one scale that holds 0.
 
     `style` gives a bar's class by its label; a bar below 0 goes to the left.
@@ -84,8 +78,10 @@ def bars(panels: Sequence[Panel], style: Callable[[str], str], shown: Callable[[
         y += HEAD - 8
         most, least = (choose([0.0, *(value for _, value in rows)]) for choose in (max, min))
         scale = (width - labels - values - margin) / ((most - least) or 1.0)
+        digits = 1 if max(most, -least) >= 10 else 3
         for label, value in rows:
-            parts += _row(y, label, value, shown(value), style(label), margin, left - least * scale, scale, left)
+            parts += _row(y, label, value, f"{value:,.{digits}f}", style(label), margin, left - least * scale, scale,
+                          left)
             y += ROW
         y += 12
     return parts, y
@@ -96,5 +92,6 @@ def _row(y: float, label: str, value: float, shown: str, kind: str, margin: floa
     size = max(1.0, abs(value) * scale)
     start = zero if value >= 0 else zero - size
     return [text(margin, y + BAR - 3, fit(label, left - margin - 8, 13)),
-            element("rect", title(f"{label}: {shown}"), class_=f"{kind} bar", x=start, y=y, width=size, height=BAR, rx=2),
+            element("rect", title(f"{label}: {shown}"), class_=f"{kind} bar", x=start, y=y, width=size, height=BAR,
+                    rx=2),
             text(max(zero, start + size) + 8, y + BAR - 3, shown, "number")]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 LOG_FROM = 12  # largest over smallest value from which an axis is logarithmic
 
@@ -34,12 +35,10 @@ class Axis:
         return [round(number * step, 12) for number in range(first, math.floor(self.high / step + 1e-9) + 1)]
 
 
-def fit_axis(values: Sequence[float], start: float, end: float, *, log: bool | None = None, pad: float = 0.06) -> Axis:
-    """An axis around values with some room; logarithmic, unless told, where they span more than an order."""
+def fit_axis(values: Sequence[float], start: float, end: float, *, steep: float = LOG_FROM, pad: float = 0.06) -> Axis:
+    """An axis around values with some room; logarithmic where the largest is so many times the smallest."""
     low, high = min(values), max(values)
-    if log is None:
-        log = low > 0 and high / low >= LOG_FROM
-    if log:
+    if low > 0 and high / low >= steep:
         room = max(pad * math.log10(high / low), 0.02)
         return Axis(low / 10**room, high * 10**room, start, end, True)
     room = (high - low) * pad or abs(high) * 0.1 or 1.0
@@ -60,7 +59,7 @@ def log_label(value: float) -> str:
 
 
 def _digits(ticks: Sequence[float]) -> int:
-    step = min(abs(later - earlier) for earlier, later in zip(ticks, ticks[1:], strict=False))
+    step = min(abs(later - earlier) for earlier, later in pairwise(ticks))
     return max(0, min(10, -math.floor(math.log10(step) + 1e-9))) if step else 2
 
 
@@ -71,8 +70,9 @@ def _round_step(step: float) -> float:
 
 def _log_ticks(low: float, high: float, most: int) -> list[float]:
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    for factors in ((1, 2, 5), (1, 3), (1,)):
-        found = [factor * 10.0**power for power in decades for factor in factors if low <= factor * 10.0**power <= high]
+    for factors in ((1, 1.5, 2, 3, 4, 5, 6, 8), (1, 2, 3, 5), (1, 2, 5), (1, 3), (1,)):
+        found = [round(factor * 10.0**power, 12) for power in decades for factor in factors
+                 if low <= factor * 10.0**power <= high]
         if len(found) <= most:
-            return found
+            break
     return found[:: math.ceil(len(found) / most)]

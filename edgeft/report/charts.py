@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from edgeft.contract import svg
 
@@ -15,6 +16,7 @@ from .runs import Points, thin
 
 WIDE, WIDEST, NARROW = 560, 860, 352  # pixels; a phone shows the last at about its own size
 LINE = 15  # between two labels
+STEEP = 2  # largest over smallest loss from which they are drawn on a logarithmic axis: good ones lie close together
 COLOURS = 6  # of the palette; later runs take them again with another dash and hollow marks
 # Around 0, 0 and of size 1: circle, square, triangle, diamond, triangle down, cross
 SHAPES = ("M-1 0a1 1 0 1 0 2 0a1 1 0 1 0 -2 0z", "M-.9 -.9h1.8v1.8h-1.8z", "M0 -1.1l1.1 2h-2.2z",
@@ -68,9 +70,9 @@ def curves(lines: Sequence[Line], title: str, description: str, unit: str) -> st
 
 def _curves(lines: Sequence[Line], title: str, description: str, unit: str, width: float) -> str:
     room = min(max(svg.width_of(line.label) for line in lines) + 24, 0.3 * width)
-    height = max(300, LINE * len(lines) + 80)
+    height = max(320, LINE * len(lines) + 80)
     values = [value for line in lines for _, value in line.points]
-    y = axis.fit_axis(values, height - 40, 30)
+    y = axis.fit_axis(values, height - 40, 30, steep=STEEP)
     left = _left(y)
     x = Axis(0, max(1.0, *(step for line in lines for step, _ in line.points)), left, width - room)
     unit = f"{unit}, logarithmic" if y.log else unit
@@ -84,7 +86,7 @@ def _curves(lines: Sequence[Line], title: str, description: str, unit: str, widt
         if line.marks or len(shown) == 1:
             parts += [mark(x.at(step), y.at(value), line.index, 3.5) for step, value in shown]
         ends.append((x.at(shown[-1][0]), y.at(shown[-1][1])))
-    heights = spread([end for _, end in ends], LINE, 30, height - 36)
+    heights = spread([end for _, end in ends], LINE, 30, height - 44)
     for line, (end_x, end_y), where in zip(lines, ends, heights, strict=True):
         parts += [svg.element("path", d=f"M{svg.number(end_x)} {svg.number(end_y)}L{svg.number(x.end + 10)} "
                                         f"{svg.number(where)}", class_=_kind("leader", line.index)),
@@ -101,7 +103,7 @@ def pareto(points: Sequence[Point], title: str, description: str, x_name: str, y
 def _pareto(points: Sequence[Point], title: str, description: str, names: tuple[str, str], more: bool,
             width: float) -> str:
     height = max(400, 20 * len(points) + 140)
-    y = axis.fit_axis([point.y for point in points], height - 44, 44, pad=0.12)
+    y = axis.fit_axis([point.y for point in points], height - 44, 44, steep=STEEP, pad=0.12)
     spans = [value for point in points for value in (point.x, *(point.interval or ()))]
     left = _left(y)
     x = axis.fit_axis(spans, left, width - 14, pad=0.1)
@@ -113,7 +115,7 @@ def _pareto(points: Sequence[Point], title: str, description: str, names: tuple[
     kept = front([(point.x, -point.y if more else point.y) for point in points])
     places = [(x.at(point.x), y.at(point.y)) for point in points]
     stairs = _stairs([places[item] for item in kept], x.end, y.start if more else y.end)
-    taken = [_around(one, other) for one, other in zip(stairs, stairs[1:], strict=False)]
+    taken = [_around(one, other) for one, other in pairwise(stairs)]
     parts.append(svg.element("path", svg.title("the Pareto front: no run betters these on both counts"),
                              d="M" + "L".join(f"{svg.number(a)} {svg.number(b)}" for a, b in stairs), class_="front"))
     for point, (_, mid) in zip(points, places, strict=True):
@@ -124,8 +126,8 @@ def _pareto(points: Sequence[Point], title: str, description: str, names: tuple[
                                                f"M{svg.number(low)} {svg.number(mid - 4)}v8",
                                      class_=_kind("interval", point.index)))
     labels = [svg.fit(point.label, 0.36 * width) for point in points]
-    corners = place(places, [(svg.width_of(label) + 2, LINE) for label in labels], (left + 2, 46, width - 4, height - 46),
-                    taken)
+    corners = place(places, [(svg.width_of(label) + 2, LINE) for label in labels],
+                    (left + 2, 46, width - 4, height - 46), taken)
     for item, (point, label, (mid_x, mid_y), (label_x, label_y)) in enumerate(
             zip(points, labels, places, corners, strict=True)):
         near = (min(max(mid_x, label_x), label_x + svg.width_of(label)), min(max(mid_y, label_y), label_y + LINE))
@@ -156,10 +158,11 @@ def _around(one: tuple[float, float], other: tuple[float, float]) -> Box:
 def bars(panels: Sequence[svg.Panel], title: str, description: str, style: Callable[[str], str]) -> str:
     """Bars with their numbers."""
     def draw(width: float) -> str:
-        parts, height = svg.bars(panels, style, width=width, labels=0.42 * width, values=72, margin=2)
+        longest = max(svg.width_of(label, 13) for _, rows in panels for label, _ in rows)
+        parts, height = svg.bars(panels, style, width=width, labels=min(longest + 14, 0.5 * width), values=72, margin=2)
         return _picture(width, height, title, description, parts)
 
-    return both(draw)
+    return both(draw, WIDEST)
 
 
 def _picture(width: float, height: float, title: str, description: str, parts: Sequence[str]) -> str:

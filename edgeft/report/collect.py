@@ -54,6 +54,11 @@ class Group:
         return self.runs[0].unit
 
     @property
+    def counted(self) -> str:
+        """The same in words."""
+        return "example" if self.unit == "example" else "completion token"
+
+    @property
     def name(self) -> str:
         """Base and tasks."""
         run = self.runs[0]

@@ -40,6 +40,11 @@ class Fields:
         """Whether it is true."""
         return self.value.get(key) is True
 
+    def words(self, key: str) -> dict[str, str]:
+        """An object of texts."""
+        within = self.inside(key)
+        return {name: within.text(name) for name in within.value}
+
     def texts(self, key: str) -> list[str]:
         """A list of texts."""
         items = self._list(key)

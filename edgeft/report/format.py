@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-DASH = "–"
-MINUS = "−"
+DASH = "\u2013"
+MINUS = "\u2212"
 
 
 def fixed(value: float | None, digits: int = 3) -> str:

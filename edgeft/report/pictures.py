@@ -35,7 +35,7 @@ class Trade:
 
 def curves(group: Group) -> list[Picture]:
     """Training loss, evaluation loss and forgetting by step, where there is anything to draw."""
-    unit = f"nats per {'example' if group.unit == 'example' else 'completion token'}"
+    unit = f"nats per {group.counted}"
     few = len(group.runs) <= FEW
     training = [Line(run.label, run.index, smooth(run.curve), run.curve if few else None)
                 for run in group.runs if run.curve]
@@ -49,7 +49,8 @@ def curves(group: Group) -> list[Picture]:
             ("Forgetting while training", forgot, "nats per token above the base",
              "Loss on the probe minus the base's.")):
         if lines:
-            said = "; ".join(f"{line.label} from {fixed(line.points[0][1])} to {fixed(line.points[-1][1])}" for line in lines)
+            said = "; ".join(f"{line.label} from {fixed(line.points[0][1])} to {fixed(line.points[-1][1])}"
+                             for line in lines)
             found.append(Picture(name, charts.curves(lines, f"{name}: {group.name}", said, of), note))
     return found
 
@@ -77,9 +78,10 @@ def trades(group: Group) -> list[Trade]:
 def _trade(group: Group, runs: list[Run], name: str, x_name: str, *, own: bool) -> Trade:
     accuracy = all(run.score is not None and run.score.accuracy is not None for run in runs)
     points = [_point(run, own=own, accuracy=accuracy) for run in runs]
-    y_name = "accuracy" if accuracy else f"task loss, nats per {'example' if group.unit == 'example' else 'token'}"
+    y_name = "accuracy" if accuracy else f"task loss, nats per {group.counted}"
     kept = front([(point.x, -point.y if accuracy else point.y) for point in points])
-    said = "; ".join(f"{point.label}: {y_name.partition(',')[0]} {fixed(point.y)}, {signed(point.x)}" for point in points)
+    said = "; ".join(f"{point.label}: {y_name.partition(',')[0]} {fixed(point.y)}, {signed(point.x)}"
+                     for point in points)
     picture = Picture(f"Task against forgetting {name}",
                       charts.pareto(points, f"Task against forgetting {name}: {group.name}",
                                     f"{said}. On the Pareto front: {', '.join(points[item].label for item in kept)}.",
@@ -91,8 +93,9 @@ def _trade(group: Group, runs: list[Run], name: str, x_name: str, *, own: bool) 
 
 
 def _point(run: Run, *, own: bool, accuracy: bool) -> Point:
-    assert run.forgetting is not None and run.score is not None
     found = run.forgetting
+    assert found is not None
+    assert run.score is not None
     x, interval = (found.own.number("kl"), found.own.interval("interval")) if own else (found.value, found.interval)
     y = run.score.accuracy if accuracy else run.score.loss
     return Point(run.label, run.index, x or 0.0, y or 0.0, interval)

@@ -57,9 +57,11 @@ def _around(point: tuple[float, float], size: tuple[float, float], bounds: Box) 
     (x, y), (width, height) = point, size
     found = []
     for far in (9, 16, 26, 38, 52, 70, 90, 120):
-        for left, top in ((x + far, y - height / 2), (x - far - width, y - height / 2), (x - width / 2, y - far - height),
-                          (x - width / 2, y + far), (x + far * 0.7, y - far * 0.7 - height), (x + far * 0.7, y + far * 0.7),
-                          (x - far * 0.7 - width, y - far * 0.7 - height), (x - far * 0.7 - width, y + far * 0.7)):
+        slant = far * 0.7
+        for left, top in ((x + far, y - height / 2), (x - far - width, y - height / 2),
+                          (x - width / 2, y - far - height), (x - width / 2, y + far),
+                          (x + slant, y - slant - height), (x + slant, y + slant),
+                          (x - slant - width, y - slant - height), (x - slant - width, y + slant)):
             left = min(max(left, bounds[0]), bounds[2] - width)
             top = min(max(top, bounds[1]), bounds[3] - height)
             found.append((left, top, left + width, top + height))
@@ -68,7 +70,8 @@ def _around(point: tuple[float, float], size: tuple[float, float], bounds: Box) 
 
 def _shared(one: Box, other: Box) -> float:
     """The area that two boxes share."""
-    return max(0.0, min(one[2], other[2]) - max(one[0], other[0])) * max(0.0, min(one[3], other[3]) - max(one[1], other[1]))
+    width = min(one[2], other[2]) - max(one[0], other[0])
+    return max(0.0, width) * max(0.0, min(one[3], other[3]) - max(one[1], other[1]))
 
 
 def _distance(box: Box, point: tuple[float, float]) -> float:

@@ -12,7 +12,7 @@ from edgeft.options import default_of
 from edgeft.train.settings import TrainSettings
 from edgeft.train_command import TEXTS
 
-from .collect import Made
+from .collect import Made, Subject
 from .fields import Fields
 from .runs import Run
 
@@ -39,11 +39,9 @@ def train_command(run: Run, methods: Mapping[str, Method[Any]]) -> list[str]:
 def unknown_options(run: Run, methods: Mapping[str, Method[Any]]) -> list[str]:
     """What was recorded and is no option of the methods and the version that are installed here."""
     method = methods.get(run.method)
-    own = run.record.inside("options").value if method is None else {
-        name: value for name, value in run.record.inside("options").value.items() if name not in defaults(method.Options)}
-    shared = run.record.inside("settings").value
-    return [f"{name} = {value}" for name, value in [*own.items(), *((name, value) for name, value in shared.items()
-                                                                    if name not in defaults(TrainSettings))]]
+    parts = (("options", {} if method is None else defaults(method.Options)), ("settings", defaults(TrainSettings)))
+    return [f"{name} = {value}" for part, known in parts for name, value in run.record.inside(part).value.items()
+            if name not in known]
 
 
 def export_commands(made: Made) -> list[list[str]]:
@@ -57,18 +55,23 @@ def export_commands(made: Made) -> list[list[str]]:
         words += ["--quant", quant]
     if origin.flag("merged"):
         words.append("--merge")
+    words += [word for subject in made.subjects if subject.kind == "model" for word in _changed(subject)]
     adapters = [subject for subject in made.subjects if subject.kind == "adapter"]
     # An adapter may have been taken out since, or another one be the default: the source tells which came first
     own = next((item for item in adapters if item.source == first), None)
     if own is not None:
-        words += ["--name", own.name, *_rank(own.report)]
-    return [words, *(["edgeft", "add", name, item.source or "SOURCE", "--name", item.name, *_rank(item.report)]
+        words += ["--name", own.name, *_changed(own)]
+    return [words, *(["edgeft", "add", name, item.source or "SOURCE", "--name", item.name, *_changed(item)]
                      for item in adapters if item is not own)]
 
 
-def _rank(report: Fields) -> list[str]:
-    rank = report.inside("fidelity").number("rank")
-    return [] if rank is None else ["--as-adapter", "--rank", f"{rank:g}"]
+def _changed(subject: Subject) -> list[str]:
+    """The flags that made an adapter another than the one that was trained: compressed, or held to a budget."""
+    rank, budget = subject.report.inside("fidelity").number("rank"), subject.entry.number("forgetting_budget")
+    words = [] if rank is None else ["--as-adapter", "--rank", f"{rank:g}"]
+    if budget is not None:
+        words += ["--forgetting-budget", f"{budget:g}", "--probe", subject.entry.inside("forgetting").text("probe")]
+    return words
 
 
 def _task_words(task: Fields) -> list[str]:

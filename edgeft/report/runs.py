@@ -17,6 +17,7 @@ from edgeft.contract.files import read_json
 from .fields import Fields
 
 METRICS, COMPARISON = "metrics.jsonl", "comparison.json"
+REPLAY = "replay"  # a set of that name, in a run with --replay, is text of the base's, and no task
 Points = list[tuple[float, float]]
 
 
@@ -107,7 +108,10 @@ class Run:
         if not grid:
             return device
         block = grid.number("block")
-        how = f"{grid.text('quant')}{f', block {block:g}' if block else ''}"
+        rest = [f"block {block:g}"] if block else []
+        rest += ["asymmetric"] if grid.value.get("symmetric") is False else []
+        rest += [grid.text("rounding")] if grid.text("rounding") not in ("", "rtn") else []
+        how = ", ".join([grid.text("quant"), *rest])
         name = grid.text("device") or device
         return f"{name}: {how}" if name else how
 
@@ -118,9 +122,22 @@ class Run:
 
     @cached_property
     def scores(self) -> list[Score]:
-        """Of each evaluation set."""
+        """Of each evaluation set of a task."""
+        return [score for score in self._all_scores if not self.replays(score.name)]
+
+    @property
+    def replayed(self) -> list[Score]:
+        """Of the replayed text's own held-out lines."""
+        return [score for score in self._all_scores if self.replays(score.name)]
+
+    @cached_property
+    def _all_scores(self) -> list[Score]:
         before = self.metrics.named("eval_base")
         return _scores((name, found, before.get(name)) for name, found in self.metrics.named("eval").items())
+
+    def replays(self, name: str) -> bool:
+        """Whether a set is of replayed text."""
+        return name == REPLAY and bool(self.record.inside("settings").text(REPLAY))
 
     @cached_property
     def held_out(self) -> list[Score]:
@@ -199,7 +216,8 @@ def _read_metrics(run: Run) -> None:
         if loss is not None:
             losses[step] = loss
         measured = line.inside("eval")
-        score = total(_scores((name, found, None) for name, found in measured.named("sets").items()))
+        score = total([score for score in _scores((name, found, None) for name, found in measured.named("sets").items())
+                       if not run.replays(score.name)])
         if score is not None:
             evals[step] = score.loss
         probe = measured.inside("probe").number("loss")

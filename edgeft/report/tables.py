@@ -67,7 +67,7 @@ def _run(run: Run) -> list[Cell]:
 def evaluations(found: Sequence[Run]) -> Table | None:
     """Each evaluation set of runs that have several, and each task that was never trained on."""
     rows = [(run, score, kind) for run in found
-            for kind, scores in (("evaluation", run.scores if len(run.scores) > 1 else []),
+            for kind, scores in (("evaluation", run.scores if len(run.scores) > 1 else []), ("replay", run.replayed),
                                  ("never trained on", run.held_out)) for score in scores]
     if not rows:
         return None
@@ -152,15 +152,24 @@ def parity(found: Sequence[Made]) -> Table:
             proof = exact if exact else subject.report
             device = subject.report if exact else Fields(subject.report.where, {})
             rows.append([Cell(made.label), Cell(subject.name, "" if subject.kind == subject.name else subject.kind),
-                         _origin(subject),
-                         Cell(_greedy(proof)), Cell(scientific(proof.number("largest_logit_difference"))),
+                         _origin(subject), Cell(_greedy(proof)),
+                         Cell(scientific(proof.number("largest_logit_difference"))),
                          Cell(percent(device.number("agreement"))), Cell(fixed(device.number("kl"), 4)),
                          Cell(percent(subject.report.inside("against_float").number("agreement"))),
                          Cell(fixed(subject.report.inside("against_float").number("kl"), 4)),
-                         Cell(fixed(subject.report.number("effect"), 2))])
+                         Cell(fixed(subject.report.number("effect"), 2)), _forgets(subject)])
     return Table("Parity", ["bundle", "what", "run", "#greedy answers equal", "#largest logit difference",
                             "#as on the device: tokens agree", "#KL", "#against float: tokens agree", "#KL, float",
-                            "#changes logits by"], rows).without_empty()
+                            "#changes logits by", "#forgets"], rows).without_empty()
+
+
+def _forgets(subject: Subject) -> Cell:
+    """As the bundle says it; a budget for forgetting chose the scale that it ships."""
+    found, scale, budget = (subject.entry.inside("forgetting"), subject.entry.number("scale"),
+                            subject.entry.number("forgetting_budget"))
+    small = f"at scale {scale:g}, budget {budget:g}" if scale is not None and budget is not None else \
+        between(found.interval("interval"))
+    return Cell(signed(found.number("forgetting")), small)
 
 
 def _origin(subject: Subject) -> Cell:
@@ -201,6 +210,8 @@ def comparison(found: Fields) -> Table:
                      Cell(signed(above)), Cell(percent(recovered(losses, way)) if way not in (FLOAT, MERGED) else DASH),
                      Cell(fixed(row.number("size_mib"), 1)), Cell(fixed(row.number("decode_tokens_per_s"), 1)),
                      Cell(fixed(metric.number("value")), metric.text("name"))])
+    rows += [[Cell(way), Cell(DASH, f"impossible: {reason}"), *[Cell(DASH)] * 5]
+             for way, reason in found.words("impossible").items()]
     return Table("Four ways to the same device", ["way", "#loss", "#above float", "#recovered", "#size, MiB",
                                                   "#decode, tokens/s", "#task metric"], rows).without_empty()
 

@@ -11,7 +11,7 @@ from .collect import Collected, Group, Made
 from .format import fixed, percent, signed
 from .runs import Run
 
-MEASURE = "edgeft eval {run} --data E.jsonl --probe known-text.jsonl"
+MEASURE = "edgeft eval {run} --data {data} --probe {probe}"
 
 
 @dataclass(frozen=True)
@@ -83,15 +83,16 @@ def missing(found: Collected) -> list[Missing]:
     exported = {id(subject.run) for made in found.bundles for subject in made.subjects if subject.run}
     checks = [
         ("No evaluation set, so no loss before and after. `train --eval-data`, or more data for --holdout, gives one",
-         [run for run in runs if not run.scores], "edgeft eval {run} --data E.jsonl"),
+         [run for run in runs if not run.scores], "edgeft eval {run} --data {data}"),
         ("No metrics.jsonl, so no training curve", [run for run in runs if not run.curve], ""),
         ("metrics.jsonl has lines that cannot be read, which were left out", [run for run in runs if run.unread], ""),
         ("Forgetting was not measured. `train --probe` records it, this measures it",
          [run for run in runs if run.forgetting is None and run.unit == "token"],
          MEASURE),
         ("The four ways to a device were not compared", [run for run in runs if not run.comparison and _on_base(run)],
-         "edgeft eval {run} --data E.jsonl --compare --device {device}"),
-        ("No bundle of it was given. Name its folder beside the run's", [run for run in runs if id(run) not in exported],
+         "edgeft eval {run} --data {data} --compare --device {device}"),
+        ("No bundle of these was given; name its folder beside the run's",
+         [run for run in runs if id(run) not in exported],
          "edgeft export {run} --device {device} --out bundle"),
         ("Parameters that learn were not recorded by the version that made it",
          [run for run in runs if run.metrics.number("trained_parameters") is None], "")]
@@ -106,8 +107,11 @@ def _on_base(run: Run) -> bool:
 
 def command(pattern: str, runs: Sequence[Run]) -> str:
     """A command, spelt out for the first of the runs."""
-    device = runs[0].record.text("device") or "cpu-x86_64"
-    return pattern.format(run=shlex.quote(str(runs[0].folder)), device=shlex.quote(device))
+    run = runs[0]
+    words = {"run": str(run.folder), "device": run.record.text("device") or "cpu-x86_64",
+             "data": next(iter(run.record.texts("eval_data")), "E.jsonl"),
+             "probe": run.record.text("probe") or "known-text.jsonl"}
+    return pattern.format(**{name: shlex.quote(word) for name, word in words.items()})
 
 
 def _list(names: Sequence[str]) -> str:
