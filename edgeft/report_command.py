@@ -31,4 +31,4 @@ def report_command(folders: tuple[Path, ...], out: Path | None, as_json: bool) -
             page.parent.mkdir(parents=True, exist_ok=True)
         write_text(page, text)
     click.echo(json_text(found, methods) if as_json else
-               f"wrote {page}: {len(found.runs)} runs, {len(found.bundles)} bundles")
+               f"wrote {page}: {found.counted}")

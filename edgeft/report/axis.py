@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 LOG_FROM = 12  # largest over smallest value from which an axis is logarithmic
+TINY = 1e-12  # what is smaller counts as nothing
 
 
 @dataclass(frozen=True)
@@ -38,10 +39,11 @@ class Axis:
 def fit_axis(values: Sequence[float], start: float, end: float, *, steep: float = LOG_FROM, pad: float = 0.06) -> Axis:
     """An axis around values with some room; logarithmic where the largest is so many times the smallest."""
     low, high = min(values), max(values)
-    if low > 0 and high / low >= steep:
+    if low > TINY and high / low >= steep:
         room = max(pad * math.log10(high / low), 0.02)
         return Axis(low / 10**room, high * 10**room, start, end, True)
-    room = (high - low) * pad or abs(high) * 0.1 or 1.0
+    span, size = high - low, max(abs(low), abs(high))
+    room = span * pad if span > max(TINY, 1e-9 * size) else size * 0.1 if size > TINY else 1.0
     return Axis(low - room, high + room, start, end)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -75,15 +76,21 @@ class Collected:
     bundles: list[Made]
     groups: list[Group]
 
+    @property
+    def counted(self) -> str:
+        """How many there are, in words."""
+        return ", ".join(f"{len(items)} {name}{'' if len(items) == 1 else 's'}"
+                         for name, items in (("run", self.runs), ("bundle", self.bundles)) if items)
+
 
 def collect(folders: Sequence[Path]) -> Collected:
     """Read every folder; UsageError for what is neither a run nor a bundle, or is named twice."""
     seen: dict[Path, Path] = {}
     for folder in folders:
-        if (first := seen.get(folder.resolve())) is not None:
+        if (first := seen.get(_real(folder))) is not None:
             raise UsageError(f"{folder}: is given twice{f', as {first} too' if first != folder else ''}. Name each "
                              "folder once.")
-        seen[folder.resolve()] = folder
+        seen[_real(folder)] = folder
     runs: list[Run] = []
     bundles: list[Made] = []
     for folder in folders:
@@ -100,9 +107,17 @@ def collect(folders: Sequence[Path]) -> Collected:
     return Collected(runs, bundles, _groups(runs))
 
 
+def _real(path: str | Path) -> Path:
+    """Where a path leads, also one that is recorded and may be anything."""
+    try:
+        return Path(os.path.realpath(path))
+    except ValueError:  # a zero byte in it
+        return Path(path)
+
+
 def distinct(folders: Sequence[Path]) -> list[str]:
     """Each folder's name, with as many of its parents as tell it from the others."""
-    parts = [folder.resolve().parts for folder in folders]
+    parts = [_real(folder).parts for folder in folders]
     sizes = [1] * len(parts)
     while True:
         labels = ["/".join(path[-size:]) for path, size in zip(parts, sizes, strict=True)]
@@ -115,12 +130,12 @@ def distinct(folders: Sequence[Path]) -> list[str]:
 
 
 def _subjects(manifest: Fields, runs: Sequence[Run]) -> list[Subject]:
-    by_folder = {run.folder.resolve(): run for run in runs}
+    by_folder = {_real(run.folder): run for run in runs}
     parity, origin, files = manifest.inside("parity"), manifest.inside("provenance"), manifest.named("files")
     adapters, reports = manifest.named("adapters"), parity.named("adapters")
 
     def run_of(source: str) -> Run | None:
-        return by_folder.get(Path(source).resolve()) if source else None
+        return by_folder.get(_real(source)) if source else None
 
     whole = "" if adapters else origin.text("source")
     found = [Subject("base" if adapters else "model", "base" if adapters else "model", parity.inside("base"), None,

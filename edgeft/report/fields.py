@@ -7,6 +7,8 @@ from typing import Any
 
 from edgeft.contract.errors import EdgeftError
 
+LARGEST = 10**18  # of any number: beyond it no axis can be drawn
+
 
 class Fields:
     """A JSON object. What is absent or null is None or empty; what is of another type is an error that says where."""
@@ -27,7 +29,11 @@ class Fields:
             return None
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise self._fault(key, "a number", value)
-        return value if math.isfinite(value) else None
+        if isinstance(value, float) and not math.isfinite(value):
+            return None
+        if abs(value) > LARGEST:
+            raise self._fault(key, f"at most {LARGEST:g}", value)
+        return value
 
     def text(self, key: str) -> str:
         """Text."""
@@ -57,10 +63,11 @@ class Fields:
         items = self._list(key)
         if not items:
             return None
-        if len(items) != 2 or not all(type(item) in (int, float) for item in items):
+        if len(items) != 2:
             raise self._fault(key, "two numbers", items)
-        low, high = items
-        return (low, high) if math.isfinite(low) and math.isfinite(high) else None
+        pair = Fields(self.where, {f"{key}[{index}]": item for index, item in enumerate(items)})
+        low, high = pair.number(f"{key}[0]"), pair.number(f"{key}[1]")
+        return None if low is None or high is None else (low, high)
 
     def inside(self, key: str) -> Fields:
         """An object."""

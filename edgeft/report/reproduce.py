@@ -20,7 +20,7 @@ from .runs import Run
 def train_command(run: Run, methods: Mapping[str, Method[Any]]) -> list[str]:
     """The words of `edgeft train` that start this run again; options that are as by default are left out."""
     record = run.record
-    words = ["edgeft", "train", run.method, "--base", record.inside("base").text("id") or record.text("base")]
+    words = ["edgeft", "train", run.method or "METHOD", "--base", record.inside("base").text("id") or "BASE"]
     for task in record.rows("tasks") or record.rows("data"):
         words += _task_words(task)
     for path in record.texts("eval_data"):

@@ -73,8 +73,8 @@ def _of_bundles(bundles: Sequence[Made]) -> list[str]:
         return [f"No parity is recorded for {_list(unknown)}."]
     if below:
         return [f"Greedy answers equal to torch's: {'; '.join(below)}; of every other subject all."]
-    return [f"{'The bundle gives' if len(bundles) == 1 else f'All {len(bundles)} bundles give'} every greedy answer "
-            "that torch gives on the same weights."]
+    who = {1: "The bundle gives", 2: "Both bundles give"}.get(len(bundles), f"All {len(bundles)} bundles give")
+    return [f"{who} every greedy answer that torch gives on the same weights."]
 
 
 def missing(found: Collected) -> list[Missing]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -81,7 +82,7 @@ def report(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.Captu
 
 
 def test_the_command_writes_a_page_or_prints_its_data(report: Callable[..., Any], runs: list[Path]) -> None:
-    assert report(0, *runs)[0] == "wrote report.html: 3 runs, 0 bundles\n"
+    assert report(0, *runs)[0] == "wrote report.html: 3 runs\n"
     assert Page(Path("report.html").read_text()).faults == []
     out, _ = report(0, *runs, "--json")
     assert [run["run"] for run in json.loads(out)["runs"]] == ["sharp", "gentle", "beaten"]
@@ -118,6 +119,7 @@ def test_bad_input_is_one_message_and_no_page(report: Callable[..., Any], runs: 
     ({"metrics": {"seconds": "x"}}, "metrics: seconds must be a number"),
     ({"data": [1]}, "data must be a list of objects"),
     ({"forgetting": {"forgetting": 1, "interval": [1]}}, "interval must be two numbers"),
+    ({"metrics": {"steps": 10**400}}, "steps must be at most 1e+18"),
     ({"samples": [1]}, "samples must be a list of texts")])
 def test_a_damaged_record_is_told_by_its_place(report: Callable[..., Any], tmp_path: Path, change: dict[str, Any],
                                                said: str) -> None:
@@ -144,3 +146,12 @@ def test_what_the_page_needs_is_in_the_wheel() -> None:
     shipped = {path for pattern in project["package-data"]["edgeft.report"] for path in folder.glob(pattern)}
     assert shipped == {path for path in folder.iterdir() if path.is_file() and path.suffix != ".py"}
     assert len(shipped) == 2
+
+
+def test_a_source_that_is_no_path(tmp_path: Path, bundle: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(bundle, copy)
+    manifest = json.loads((copy / "bundle.json").read_text())
+    manifest["adapters"]["colors"]["source"] = "a\0b"
+    (copy / "bundle.json").write_text(json.dumps(manifest))
+    assert "a\ufffdb" in page_of(copy)

@@ -45,7 +45,7 @@ def test_overlaps_are_seen() -> None:
 
 
 @pytest.mark.parametrize("values", [[1.0, 2.0], [5.0], [0.0, 0.0], [-0.3, 0.2], [1e-5, 4.0], [3.0, 3.0000001],
-                                    [1e6, 5e6]])
+                                    [1e6, 5e6], [1e-320], [0.0, 1e-320], [1e18, -1e18], [1e-300, 1e18]])
 def test_an_axis_holds_its_values_and_round_ticks(values: list[float]) -> None:
     axis = fit_axis(values, 300, 20)
     pixels = [axis.at(value) for value in values]
