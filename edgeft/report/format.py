@@ -34,7 +34,7 @@ def count(value: float | None) -> str:
 
 def percent(value: float | None) -> str:
     """A share."""
-    return DASH if value is None else f"{100 * value:.1f} %"
+    return DASH if value is None else f"{100 * value:.1f} %".replace("-", MINUS)
 
 
 def compact(value: float | None) -> str:

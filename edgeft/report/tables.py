@@ -159,7 +159,7 @@ def parity(found: Sequence[Made]) -> Table:
                          Cell(fixed(subject.report.inside("against_float").number("kl"), 4)),
                          Cell(fixed(subject.report.number("effect"), 2)), _forgets(subject)])
     return Table("Parity", ["bundle", "what", "run", "#greedy answers equal", "#largest logit difference",
-                            "#as on the device: tokens agree", "#KL", "#against float: tokens agree", "#KL, float",
+                            "#as on the device: tokens agree", "#as on the device: KL", "#against float: tokens agree", "#against float: KL",
                             "#changes logits by", "#forgets"], rows).without_empty()
 
 

@@ -82,11 +82,11 @@ def missing(found: Collected) -> list[Missing]:
     runs = found.runs
     exported = {id(subject.run) for made in found.bundles for subject in made.subjects if subject.run}
     checks = [
-        ("No evaluation set, so no loss before and after. `train --eval-data`, or more data for --holdout, gives one",
+        ("No evaluation set, so no loss before and after. train --eval-data, or more data for --holdout, gives one",
          [run for run in runs if not run.scores], "edgeft eval {run} --data {data}"),
         ("No metrics.jsonl, so no training curve", [run for run in runs if not run.curve], ""),
         ("metrics.jsonl has lines that cannot be read, which were left out", [run for run in runs if run.unread], ""),
-        ("Forgetting was not measured. `train --probe` records it, this measures it",
+        ("Forgetting was not measured. train --probe records it, this measures it",
          [run for run in runs if run.forgetting is None and run.unit == "token"],
          MEASURE),
         ("The four ways to a device were not compared", [run for run in runs if not run.comparison and _on_base(run)],
