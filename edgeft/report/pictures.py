@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from . import charts
-from .charts import Line, Point
+from .charts import Line
 from .collect import Group
 from .format import fixed, signed
-from .pareto import front
 from .runs import Run, smooth
+from .trade import Point, best, pareto
 
 FEW = 3  # so many runs or fewer: the losses are shown before they were smoothed, too
 
@@ -79,13 +79,13 @@ def _trade(group: Group, runs: list[Run], name: str, x_name: str, *, own: bool) 
     accuracy = all(run.score is not None and run.score.accuracy is not None for run in runs)
     points = [_point(run, own=own, accuracy=accuracy) for run in runs]
     y_name = "accuracy" if accuracy else f"task loss, nats per {group.counted}"
-    kept = front([(point.x, -point.y if accuracy else point.y) for point in points])
+    kept = best(points, more_is_better=accuracy)
     said = "; ".join(f"{point.label}: {y_name.partition(',')[0]} {fixed(point.y)}, {signed(point.x)}"
                      for point in points)
     picture = Picture(f"Task against forgetting {name}",
-                      charts.pareto(points, f"Task against forgetting {name}: {group.name}",
+                      pareto(points, f"Task against forgetting {name}: {group.name}",
                                     f"{said}. On the Pareto front: {', '.join(points[item].label for item in kept)}.",
-                                    x_name, y_name, more_is_better=accuracy),
+                                    (x_name, y_name), more_is_better=accuracy),
                       "Each mark is a run; bars are 95 % intervals. The dashed line is the Pareto front: no run given "
                       "betters a run on it in both."
                       + ("" if any(point.interval for point in points) else " No interval was recorded."))

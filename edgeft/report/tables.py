@@ -46,8 +46,6 @@ def runs(found: Sequence[Run]) -> Table:
 def _run(run: Run) -> list[Cell]:
     metrics, score = run.metrics, run.score
     learns, total = metrics.number("trained_parameters"), metrics.number("parameters")
-    accuracy = [Cell("")] if score is None or score.accuracy is None else [
-        Cell("", f"{percent(score.accuracy_before)} right"), Cell("", f"{percent(score.accuracy)} right")]
     forgot = run.forgetting
     own = forgot.own.number("kl") if forgot else None
     small = between(forgot.interval) if forgot else ""
@@ -56,12 +54,17 @@ def _run(run: Run) -> list[Cell]:
     steps, tokens = metrics.number("steps"), metrics.number("tokens")
     return [Cell(run.label, "", run), Cell(run.method), Cell(run.base or DASH), Cell(run.grid or "float"),
             Cell(compact(learns), percent(learns / total) if learns is not None and total else ""),
-            Cell(fixed(score.before) if score else DASH, accuracy[0].small),
-            Cell(fixed(score.loss) if score else DASH, accuracy[-1].small),
+            _loss(score.before, score.accuracy_before) if score else Cell(DASH),
+            _loss(score.loss, score.accuracy) if score else Cell(DASH),
             Cell(signed(forgot.value) if forgot else DASH, small),
             Cell(count(metrics.number("tokens_per_s")), f"{compact(tokens)} tokens" if tokens is not None else ""),
             Cell(duration(metrics.number("seconds")), f"{count(steps)} steps" if steps is not None else ""),
             Cell(count(metrics.number("peak_mib")))]
+
+
+def _loss(loss: float | None, accuracy: float | None) -> Cell:
+    """A loss, of a classifier with its accuracy."""
+    return Cell(fixed(loss), "" if accuracy is None else f"{percent(accuracy)} right")
 
 
 def evaluations(found: Sequence[Run]) -> Table | None:
@@ -158,9 +161,10 @@ def parity(found: Sequence[Made]) -> Table:
                          Cell(percent(subject.report.inside("against_float").number("agreement"))),
                          Cell(fixed(subject.report.inside("against_float").number("kl"), 4)),
                          Cell(fixed(subject.report.number("effect"), 2)), _forgets(subject)])
-    return Table("Parity", ["bundle", "what", "run", "#greedy answers equal", "#largest logit difference",
-                            "#as on the device: tokens agree", "#as on the device: KL", "#against float: tokens agree", "#against float: KL",
-                            "#changes logits by", "#forgets"], rows).without_empty()
+    columns = ["bundle", "what", "run", "#greedy answers equal", "#largest logit difference",
+               "#as on the device: tokens agree", "#as on the device: KL", "#against float: tokens agree",
+               "#against float: KL", "#changes logits by", "#forgets"]
+    return Table("Parity", columns, rows).without_empty()
 
 
 def _forgets(subject: Subject) -> Cell:
