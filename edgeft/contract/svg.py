@@ -67,10 +67,12 @@ def fit(words: str, width: float, size: float = 12) -> str:
 
 
 def bars(panels: Sequence[Panel], style: Callable[[str], str], *, width: float = 720, labels: float = 200,
-         values: float = 90, margin: float = 16, top: float = 0) -> tuple[list[str], float]:
+         values: float = 90, margin: float = 16, top: float = 0,
+         decimals: int | None = None) -> tuple[list[str], float]:
     """Rows of label, bar and number below `top`, and where they end; bars of a panel share one scale that holds 0.
 
-    `style` gives a bar's class by its label; a bar below 0 goes to the left.
+    `style` gives a bar's class by its label; a bar below 0 goes to the left. Without `decimals` a panel's numbers have
+    one where they reach 10, and three otherwise.
     """
     parts, y, left = [], top, labels
     for name, rows in panels:
@@ -78,7 +80,7 @@ def bars(panels: Sequence[Panel], style: Callable[[str], str], *, width: float =
         y += HEAD - 8
         most, least = (choose([0.0, *(value for _, value in rows)]) for choose in (max, min))
         scale = (width - labels - values - margin) / ((most - least) or 1.0)
-        digits = 1 if max(most, -least) >= 10 else 3
+        digits = decimals if decimals is not None else 1 if max(most, -least) >= 10 else 3
         for label, value in rows:
             parts += _row(y, label, value, f"{value:,.{digits}f}", style(label), margin, left - least * scale, scale,
                           left)

@@ -25,18 +25,20 @@ STYLE = """
     }"""
 
 
-def chart(title: str, note: str, panels: Sequence[Panel]) -> str:
-    """The SVG text; bars of a panel share one scale, which starts at 0."""
-    drawn, height = bars(panels, lambda label: "ours" if label.startswith("edgeft") else "theirs", width=WIDTH, top=64)
+def chart(title: str, note: str, panels: Sequence[Panel], decimals: int | None = None) -> str:
+    """The SVG text; bars of a panel share one scale, which starts at 0; numbers have so many decimals."""
+    drawn, height = bars(panels, lambda label: "ours" if label.startswith("edgeft") else "theirs", width=WIDTH, top=64,
+                         decimals=decimals)
     inside = [name_of(title), element("style", STYLE), element("rect", class_="ground", width=WIDTH, height=height),
               text(16, 28, title, "title"), text(16, 48, note), *drawn]
     return element("svg", *(f"\n  {part}" for part in inside), "\n", xmlns="http://www.w3.org/2000/svg", role="img",
                    viewBox=f"0 0 {WIDTH} {height:g}", width=WIDTH, height=height) + "\n"
 
 
-def write_chart(path: Path, title: str, note: str, panels: Sequence[Panel]) -> None:
+def write_chart(path: Path, title: str, note: str, panels: Sequence[Panel],
+                decimals: int | None = None) -> None:
     """Write the chart; EdgeftError where that cannot be."""
     try:
-        path.write_text(chart(title, note, panels), encoding="utf-8")
+        path.write_text(chart(title, note, panels, decimals), encoding="utf-8")
     except OSError as error:
         raise EdgeftError(f"{path}: the chart cannot be written ({error.strerror}). Choose another place.") from None

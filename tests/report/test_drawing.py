@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import random
+import re
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
-from edgeft.contract.svg import fit, width_of
+from edgeft.contract.svg import bars, fit, width_of
 from edgeft.report.axis import Axis, fit_axis
 from edgeft.report.collect import distinct
 from edgeft.report.places import overlaps, place, spread
@@ -89,3 +90,17 @@ def test_several_sets_count_with_their_tokens() -> None:
 
 def test_folders_of_one_name_are_told_apart() -> None:
     assert distinct([Path("/x/a/run"), Path("/x/b/run"), Path("/x/c")]) == ["a/run", "b/run", "c"]
+
+
+def test_bars_are_as_long_as_their_values_and_go_left_below_zero() -> None:
+    drawn, height = bars([("loss", [("a", 0.5), ("b", -0.25), ("c", 0.0)])], lambda label: f"of-{label}", width=300,
+                         labels=100, values=50, margin=0)
+    rows = re.findall(r'class="of-(\w) bar" x="([\d.]+)" y="[\d.]+" width="([\d.]+)"', "".join(drawn))
+    found = {name: (float(start), float(size)) for name, start, size in rows}
+    assert found["a"][1] == pytest.approx(2 * found["b"][1])
+    assert found["b"][0] + found["b"][1] == pytest.approx(found["a"][0])  # they meet at 0
+    assert found["b"][0] == 100
+    assert height > 3 * 20
+    assert ">0.500<" in "".join(drawn)
+    assert ">20.0<" in "".join(bars([("x", [("a", 20.0)])], str)[0])
+    assert ">20.00<" in "".join(bars([("x", [("a", 20.0)])], str, decimals=2)[0])
