@@ -156,6 +156,11 @@ class Run:
         return Forgetting(found) if found else None
 
     @property
+    def steps(self) -> float | None:
+        """Steps that were taken."""
+        return self.curve[-1][0] if self.curve else self.metrics.number("steps")
+
+    @property
     def tasks(self) -> list[str]:
         """Names of what it was trained on."""
         return [item.text("name") for item in self.record.rows("data")]
@@ -223,7 +228,7 @@ def _read_metrics(run: Run) -> None:
         probe = measured.inside("probe").number("loss")
         if probe is not None:
             probes[step] = probe
-    last = run.metrics.number("steps") or max(losses, default=0.0)
+    last = max(losses, default=run.metrics.number("steps") or 0.0)  # fewer than planned where a loss was enough
     if run.score is not None:
         evals |= {last: run.score.loss} | ({0.0: run.score.before} if run.score.before is not None else {})
     run.curve, run.evals = sorted(losses.items()), sorted(evals.items())

@@ -51,7 +51,7 @@ def _run(run: Run) -> list[Cell]:
     small = between(forgot.interval) if forgot else ""
     if forgot and forgot.value is None and own is not None:
         small = f"KL on own samples {fixed(own)}"
-    steps, tokens = metrics.number("steps"), metrics.number("tokens")
+    steps, tokens = run.steps, metrics.number("tokens")
     return [Cell(run.label, "", run), Cell(run.method), Cell(run.base or DASH), Cell(run.grid or "float"),
             Cell(compact(learns), percent(learns / total) if learns is not None and total else ""),
             _loss(score.before, score.accuracy_before) if score else Cell(DASH),

@@ -163,3 +163,17 @@ def test_parity_below_the_bar_is_said(bundle: Path, tmp_path: Path) -> None:
     manifest["parity"]["adapters"]["colors"]["greedy_equal"] = 5
     (copy / "bundle.json").write_text(json.dumps(manifest))
     assert "copy (colors): 5 of 6" in Page(page_of(copy)).text
+
+
+def test_a_run_that_stopped_early(tmp_path: Path) -> None:
+    """What was measured at the end belongs to the last step that was taken, not to the last one planned."""
+    run = write_run(tmp_path / "run", steps=30)
+    record = json.loads((run / "edgeft.json").read_text())
+    record["metrics"] |= {"steps": 100, "processes": 2}
+    (run / "edgeft.json").write_text(json.dumps(record))
+    assert data_of(run)["runs"][0]["curves"]["evaluation"][-1] == (30, 1.0)
+    text = Page(page_of(run)).text
+    assert "30 steps" in text
+    assert "2: started by torchrun" in text
+    (run / "metrics.jsonl").unlink()
+    assert "100 steps" in page_of(run)
