@@ -66,7 +66,7 @@ def _named(points: Sequence[Point], places: Sequence[Place], kept: set[int], bou
            taken: Sequence[Box]) -> list[str]:
     """Marks with their names, and a line between the two where they are far apart."""
     labels = [svg.fit(point.label, 0.38 * (bounds[2] - bounds[0])) for point in points]
-    sizes = [(svg.width_of(label) + 2, float(LINE)) for label in labels]
+    sizes = [(svg.width_of(label, 13) + 4, float(LINE)) for label in labels]  # those on the front are bold
     parts = []
     for item, (left, top) in enumerate(place(places, sizes, bounds, taken)):
         point, (x, y) = points[item], places[item]
