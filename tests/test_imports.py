@@ -60,6 +60,10 @@ def test_run_imports_the_devices_libraries_alone():
     import_all(TRAIN | EXPORT | HOST | {"llguidance"}, ["edgeft.run", *modules("edgeft/run", "edgeft.run")])
 
 
+def test_reports_are_made_where_nothing_is_trained_exported_or_run():
+    import_all(TRAIN | EXPORT | RUN, modules("edgeft/report", "edgeft.report"))
+
+
 def test_run_needs_the_devices_libraries():
     assert "blocked: onnxruntime" in fresh(RUN, "import edgeft.run.model").stderr.replace("tokenizers", "onnxruntime")
 
@@ -120,7 +124,7 @@ def test_what_lists_and_helps_imports_no_library(arguments):
 def test_help_lists_every_command():
     text = fresh(HEAVY, HELP, "--help").stdout
     for command in ("demo", "methods", "devices", "plugins", "train", "eval", "export", "add", "remove", "verify",
-                    "run", "chat", "bench"):
+                    "run", "chat", "bench", "report"):
         assert f"\n  {command} " in text
 
 

@@ -143,13 +143,17 @@ def sync_folder(folder: Path) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON for people: indented, atomic, flushed."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, UTF-8, atomic and flushed."""
     path = Path(path)
     stage = path.with_name(f".{path.name}.partial")
     with disk_errors(path):
         try:
             with stage.open("w", encoding="utf-8") as stream:
-                json.dump(value, stream, indent=2, ensure_ascii=False)
-                stream.write("\n")
+                stream.write(text)
                 stream.flush()
                 os.fsync(stream.fileno())
             stage.replace(path)

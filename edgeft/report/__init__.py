@@ -1,0 +1,1 @@
+"""One HTML page about runs and the bundles made of them: `edgeft report`."""
