@@ -1,10 +1,10 @@
 """What each integer grid costs in quality, and what it gives in size and speed, on stories3m.
 
     python benchmarks/grids.py
-    python benchmarks/grids.py --block 128 --steps 4 --lines 20 --repeats 1     to see that it works
+    python benchmarks/grids.py --block 128 --rounding rtn --steps 4 --lines 20 --repeats 1     to see that it works
 
-For float and for every grid: a LoRA is trained on e2e by `edgeft train --device` on that very grid (--steps steps of 16),
-exported beside the base by `edgeft export`, and the bundle is asked by the runner, in a process of its own:
+For float and for every grid: a LoRA is trained on e2e by `edgeft train --device` on that very grid (--steps steps of
+16), exported beside the base by `edgeft export`, and the bundle is asked by the runner, in a process of its own:
 
   probe     nats per token on the first --lines lines of tinystories/probe, bare base: what it knew before any training
   e2e/test  nats per completion token with the adapter: what is left after training on the grid
@@ -35,17 +35,21 @@ class Grid:
 
     quant: str
     block: int = 32
+    symmetric: bool = True
+    rounding: str = "rtn"
 
     @property
     def name(self) -> str:
         """For the table, and as a file's name."""
-        return self.quant if self.quant == "fp32" else f"{self.quant} {self.block}"
+        shape = "" if self.symmetric else " asymmetric"
+        return self.quant if self.quant == "fp32" else f"{self.quant} {self.block}{shape} {self.rounding}"
 
     def device(self, folder: Path) -> Path:
         """The x86 device file with this grid instead of its own."""
         text = DEVICE.read_text()
         for key, value in (("quant", f'"{self.quant}"'), ("block", self.block)):
             text = re.sub(rf"(?m)^{key} = .*$", f"{key} = {value}", text)
+        text += f'symmetric = {str(self.symmetric).lower()}\nrounding = "{self.rounding}"\n'
         path = folder / f"{self.name.replace(' ', '-')}.toml"
         path.write_text(text)
         return path
@@ -59,6 +63,7 @@ def main() -> None:
     parser.add_argument("--probe", type=Path, default=PROBE)
     parser.add_argument("--quant", action="append", choices=["int4", "int8"], help="repeat for more (default: int4)")
     parser.add_argument("--block", type=int, action="append", choices=[32, 64, 128], help="repeat for more; all")
+    parser.add_argument("--rounding", action="append", choices=["rtn", "mse"], help="repeat for more; all")
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--lines", type=int, default=200)
     parser.add_argument("--tokens", type=int, default=128)
@@ -69,8 +74,9 @@ def main() -> None:
         print(json.dumps({"build": build, "ask": ask}[verb](*words)))
         return
     need(args.base, args.data, args.test, args.probe)
-    grids = [Grid("fp32"), *(Grid(*way) for way in itertools.product(args.quant or ["int4"],
-                                                                      args.block or [32, 64, 128]))]
+    ways = itertools.product(args.quant or ["int4"], args.block or [32, 64, 128], [True, False],
+                             args.rounding or ["rtn", "mse"])
+    grids = [Grid("fp32"), *(Grid(*way) for way in ways)]
     with workspace(args) as work:
         report = measure(args, grids, work)
     print(json.dumps(report, indent=2) if args.json else describe(report))
@@ -150,8 +156,8 @@ def describe(report: dict[str, Any]) -> str:
             for row in report["rows"]]
     first = report["rows"][0]
     return "\n".join([
-        f"stories3m: probe of {first['probe_tokens']:,} tokens by the bare base, e2e/test of {first['test_tokens']:,} by "
-        f"a LoRA of {report['setup']['steps']} steps trained on the same grid", "",
+        f"stories3m: probe of {first['probe_tokens']:,} tokens by the bare base, e2e/test of {first['test_tokens']:,} "
+        f"by a LoRA of {report['setup']['steps']} steps trained on the same grid", "",
         table(["grid", "probe", "cost", "e2e/test", "cost", "MiB", "prefill tok/s", "decode tok/s"], rows)])
 
 

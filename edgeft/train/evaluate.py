@@ -13,6 +13,7 @@ from edgeft.contract.artifact import Artifact, read_artifact
 from edgeft.contract.base import find_base, read_config
 from edgeft.contract.data import kind_of, read_records
 from edgeft.contract.errors import EdgeftError, UsageError
+from edgeft.contract.grid import Quant
 from edgeft.contract.heads import artifact_labels
 from edgeft.contract.tasks import choose_task
 from edgeft.options import resolve
@@ -52,7 +53,7 @@ def evaluate_run(folder: Path, data: Path, probe: Path | None, base_name: str | 
                           f"{artifact.base_fingerprint[:12]} found {tuned.fingerprint[:12]}.")
     grid = artifact.record.get("grid")
     if grid:  # the base that this was trained on
-        put_on_grid(tuned.model, grid["quant"], grid["block"])
+        put_on_grid(tuned.model, Quant.from_json(grid), packed=bool(grid.get("packed")))
     model: torch.nn.Module = tuned.model
     if artifact.kind == "peft":
         try:
@@ -83,7 +84,7 @@ def evaluate_run(folder: Path, data: Path, probe: Path | None, base_name: str | 
         if artifact.kind == "model" and not base.fingerprint:
             raise UsageError(f"{folder}: was trained from scratch; there is no base that could be forgotten.")
         if grid:
-            put_on_grid(base.model, grid["quant"], grid["block"])
+            put_on_grid(base.model, Quant.from_json(grid), packed=bool(grid.get("packed")))
         before = _measure(base, base.model, probe_records, probe, separator)
         result |= {"forgetting": after["loss"] - before["loss"], "probe_tokens": after["tokens"],
                    "probe_base_loss": before["loss"], "probe_loss": after["loss"]}
