@@ -22,6 +22,7 @@ from .base import Base, load_base
 from .grid import put_on_grid
 from .mixture import tokenize
 from .objective import make_objective, measure
+from .packed import packs_table
 
 if TYPE_CHECKING:
     from edgeft.plugins import Host
@@ -53,7 +54,8 @@ def evaluate_run(folder: Path, data: Path, probe: Path | None, base_name: str | 
                           f"{artifact.base_fingerprint[:12]} found {tuned.fingerprint[:12]}.")
     grid = artifact.record.get("grid")
     if grid:  # the base that this was trained on
-        put_on_grid(tuned.model, Quant.from_json(grid), packed=bool(grid.get("packed")))
+        put_on_grid(tuned.model, Quant.from_json(grid), packed=bool(grid.get("packed")),
+                    table=packs_table(artifact.peft_type))
     model: torch.nn.Module = tuned.model
     if artifact.kind == "peft":
         try:

@@ -68,11 +68,12 @@ def on_grid(model: PreTrainedModel) -> Iterator[tuple[str, Any]]:
         yield name, module
 
 
-def put_on_grid(model: PreTrainedModel, grid: Quant, *, packed: bool = False) -> dict[str, str]:
+def put_on_grid(model: PreTrainedModel, grid: Quant, *, packed: bool = False, table: bool = True) -> dict[str, str]:
     """Round linear layers, language head and embedding in place, as the exporter does; a classifier's head stays.
 
     The codes that export ships are made from the same base by the same quantizer, so they are these very ones; the
-    digests returned, by tensor, let it prove that. With `packed` the layers keep the codes instead of floats.
+    digests returned, by tensor, let it prove that. With `packed` the layers keep the codes instead of floats, but for
+    the embedding (and what shares its tensor) where not `table`.
     """
     digests = {}
     for name, module in list(on_grid(model)):
@@ -80,7 +81,7 @@ def put_on_grid(model: PreTrainedModel, grid: Quant, *, packed: bool = False) ->
         values = module.weight.detach().float().cpu().numpy()
         found = grid.quantize(np.ascontiguousarray(values.T if turned else values))
         digests[f"{name}.weight"] = digest([found])
-        if packed:
+        if packed and (table or module is not model.get_input_embeddings()):
             pack(model, module, found)
             continue
         rounded = found.dequantize()

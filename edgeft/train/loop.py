@@ -34,7 +34,7 @@ from .job import SETTINGS, Job
 from .labels import labels_of
 from .mixture import count, load_tasks, passes
 from .objective import AnyObjective, Objective, make_objective
-from .packed import check_packed, packs
+from .packed import check_packed, packs, packs_table
 from .plan import plan_batches
 from .record import Run, announce, record, say
 from .run_folder import write_run
@@ -96,12 +96,13 @@ def _attach(run: Run, accelerator: Accelerator) -> nn.Module:
     """The model to train: the base, on its grid if there is one, with the method in place."""
     job, base, grid = run.job, run.base, run.quant
     torch.manual_seed(job.settings.seed)
-    own = {name: id(parameter) for name, parameter in base.model.named_parameters()}
     if grid:
         packed = packs(job.settings.packed, base.model, accelerator.device)
         if base.fingerprint:
             remember_floats(base.model, base.folder)
-        run.grid = {**describe(grid, job.device, put_on_grid(base.model, grid, packed=packed)), "packed": packed}
+        digests = put_on_grid(base.model, grid, packed=packed, table=packs_table(job.method.peft_type))
+        run.grid = {**describe(grid, job.device, digests), "packed": packed}
+    own = {name: id(parameter) for name, parameter in base.model.named_parameters()}  # after packing frees some
     model = job.method.attach(base.model, job.options)
     learn_head(base.model, model)
     if not checkpoint.trainable(model):

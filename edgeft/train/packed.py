@@ -17,6 +17,7 @@ from transformers.pytorch_utils import Conv1D
 
 from edgeft.contract.errors import UsageError
 from edgeft.contract.grid import Grid, Quant
+from edgeft.contract.heads import SOFT_PROMPTS
 
 CHUNK = {"cpu": 1 << 20, "cuda": 1 << 24}  # values dequantized at once: floats of those alone stand beside the result
 ALONE = 0.5  # share of a device's memory above which a float base is packed by itself
@@ -146,6 +147,11 @@ def packs(setting: Literal["auto", "yes", "no"], model: nn.Module, device: torch
     total = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else \
         os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return sum(parameter.numel() for parameter in model.parameters()) * 4 > ALONE * total
+
+
+def packs_table(peft_type: str) -> bool:
+    """Whether the embedding may be packed: for soft prompts PEFT looks for a parameter as long as the vocabulary."""
+    return peft_type not in SOFT_PROMPTS
 
 
 def check_packed(model: nn.Module, method: str) -> None:
