@@ -102,11 +102,15 @@ def eval_command(subject: Path, data: Path | None, probe: Path | None, pairs: Pa
 @click.option("--rank", type=click.IntRange(1), help="Of --as-adapter. [16]")
 @click.option("--base", help="The base, where the folder does not name it: a folder, a hub id, or starter.")
 @click.option("--quant", type=click.Choice(["int4", "int8", "fp16", "fp32"]), help="[the device file's]")
+@click.option("--block", type=click.Choice(["16", "32", "64", "128", "256"]), help="[the device file's]")
+@click.option("--asymmetric/--symmetric", default=None, help="With zero points or without. [the device file's]")
+@click.option("--rounding", type=click.Choice(["rtn", "mse"]), help="How codes are chosen. [the device file's]")
 @click.option("--name", help="The adapter's name. [its folder's]")
 @click.option("--task", help="Whose prompt to ship, of a method that learns one for each task.")
 @click.option("--json", "as_json", is_flag=True, help="Print the parity report as JSON.")
 def export_command(source: Path, device: str, out: Path, merge: bool, base: str | None, quant: str | None,
-                   name: str | None, task: str | None, as_adapter: bool, rank: int | None, as_json: bool) -> None:
+                   block: str | None, asymmetric: bool | None, rounding: str | None, name: str | None,
+                   task: str | None, as_adapter: bool, rank: int | None, as_json: bool) -> None:
     """Write a verified bundle for a device: an ONNX base with the adapter beside it, or merged."""
     host = plugins.host()
     if merge and as_adapter:
@@ -117,8 +121,11 @@ def export_command(source: Path, device: str, out: Path, merge: bool, base: str 
     from edgeft.export.bundle import export
     from edgeft.export.report import describe
 
-    report = export(source, target, out, host=host, merge=merge, base=base, quant=quant, name=name, task=task,
-                    rank=compressed)
+    detailed = block or rounding or asymmetric is not None
+    grid = target.graph.grid(quant).but(block=int(block) if block else None, rounding=rounding,
+                                        symmetric=None if asymmetric is None else not asymmetric)
+    report = export(source, target, out, host=host, merge=merge, base=base, quant=grid if detailed else quant,
+                    name=name, task=task, rank=compressed)
     print_json(report) if as_json else click.echo(describe(report, out))
 
 

@@ -35,9 +35,10 @@ class LoraOptions:
     alpha_pattern: dict[str, float] = _option({}, "Other alphas for some layers: name=alpha.")
     use_rslora: bool = _option(False, "Scale by alpha / sqrt(rank) (https://arxiv.org/abs/2312.03732).", "--rslora")
     use_dora: bool = _option(False, "Learn each output's magnitude apart (https://arxiv.org/abs/2402.09353).", "--dora")
-    init: Literal["default", "gaussian", "orthogonal", "pissa", "olora"] = _option(
-        "default", "How A and B begin. pissa and olora take over a part of the base; the run that they leave is a "
-                   "plain LoRA of twice the rank for the untouched base.")
+    init: Literal["default", "gaussian", "orthogonal", "pissa", "olora", "loftq"] = _option(
+        "default", "How A and B begin. loftq, on a grid: so that the start is nearest to the float weights. pissa and "
+                   "olora take over a part of the base; the run that they leave is a plain LoRA of twice the rank for "
+                   "the untouched base.")
     fan_in_fan_out: bool = _option(False, "The base stores its weights as [in, out] (gpt2); found by itself.")
 
     def __post_init__(self) -> None:
@@ -65,7 +66,7 @@ class Lora(Method[LoraOptions]):
         pattern = len(targets) == 1 and (targets[0] == "all-linear" or set(targets[0]) & set(r"*+?()[]{}|\^$"))
         given["target_modules"] = targets[0] if pattern else targets
         init = given.pop("init")
-        given["init_lora_weights"] = True if init == "default" else init
+        given["init_lora_weights"] = True if init in ("default", "loftq") else init
         for name in ("exclude_modules", "layers_to_transform"):
             if name in given:
                 given[name] = list(given[name])
@@ -78,6 +79,9 @@ class Lora(Method[LoraOptions]):
                 raise CannotLower("lora: olora takes weights stored as [in, out] (gpt2) for [out, in] in PEFT",
                                   "Use --init pissa.")
             tuned.edgeft_initial = {name: (a.clone(), b.clone()) for name, _, a, b in _pairs(tuned)}
+        if init == "loftq":
+            _start_near_floats(tuned)
+            tuned.edgeft_starts_changed = True  # its first loss is not the base's
         return tuned
 
     def finish(self, model: nn.Module) -> None:
@@ -174,6 +178,40 @@ def _pairs(model: nn.Module) -> Any:
     for name, layer in model.named_modules():
         if "default" in getattr(layer, "lora_A", {}):
             yield name, layer, layer.lora_A["default"].weight.detach(), layer.lora_B["default"].weight.detach()
+
+
+def _start_near_floats(model: nn.Module) -> None:
+    """Set W + s B A to what is nearest to the weight before rounding: the error's largest singular vectors.
+
+    LoftQ (https://arxiv.org/abs/2310.08659) without its rounding anew in between: the grid is the device's.
+    """
+    import torch
+
+    for name, layer, a, b in _pairs(model):
+        base = layer.get_base_layer()
+        if not hasattr(base, "float_weight"):
+            raise CannotLower(f"lora: loftq makes up for what rounding took, and {name} is on no grid",
+                              "Train with --device or --quant, on a base that has weights, or with another --init.")
+        weight = base.weight.detach().float().to(a.device)
+        error = base.float_weight().to(a.device) - weight
+        u, s, v = _largest(error.T if layer.fan_in_fan_out else error, len(a))
+        with torch.no_grad():
+            a.zero_()[: len(s)] = s.sqrt()[:, None] * v.T  # a rank above the weight's own leaves zeros
+            b.zero_()[:, : len(s)] = u * s.sqrt() / layer.scaling["default"]
+            if layer.use_dora["default"]:  # PEFT took the magnitude of the weight without them
+                rows = (weight.T if layer.fan_in_fan_out else weight) + layer.scaling["default"] * (b @ a)
+                layer.lora_magnitude_vector["default"].weight.copy_(rows.norm(dim=1))
+
+
+def _largest(matrix: Any, rank: int) -> Any:
+    """The largest singular triples U [out, r], S [r], V [in, r]; of wide matrices by a randomized factorization."""
+    import torch
+
+    if min(matrix.shape) <= 1024:
+        u, s, v = torch.linalg.svd(matrix, full_matrices=False)
+        return u[:, :rank], s[:rank], v[:rank].T
+    u, s, v = torch.svd_lowrank(matrix, q=2 * rank + 8, niter=6)
+    return u[:, :rank], s[:rank], v[:, :rank]
 
 
 def _double(layer: Any, a: Any, b: Any, first_a: Any, first_b: Any) -> None:

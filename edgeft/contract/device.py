@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from .errors import EdgeftError, Faults, did_you_mean
+from .grid import Quant
 
 QUANTS = ("fp32", "fp16", "int8", "int4")
 
@@ -43,13 +44,19 @@ class Run:
 
 @dataclass(frozen=True)
 class Graph:
-    """How a graph for this device is built; `quant` and `block` are also the grid that training uses."""
+    """How a graph for this device is built; quant, block, symmetric and rounding are also training's grid."""
 
     quant: Literal["fp32", "fp16", "int8", "int4"]
     block: Literal[16, 32, 64, 128, 256]
     context: int
     shapes: Literal["dynamic", "static"] = "dynamic"
     slots: list[Literal["lowrank", "scale", "prefix"]] = field(default_factory=lambda: ["lowrank"])
+    symmetric: bool = True
+    rounding: Literal["rtn", "mse"] = "rtn"
+
+    def grid(self, kind: str | None = None) -> Quant:
+        """How weights are stored here, or in another kind on the same blocks."""
+        return Quant(kind or self.quant, self.block, self.symmetric, self.rounding)
 
 
 @dataclass(frozen=True)

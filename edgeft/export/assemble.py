@@ -3,46 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 from onnx_ir.passes.common import RemoveUnusedNodesPass, TopologicalSortPass
 
 from edgeft.contract.bundle import SCALED_GRAPH, SlotGroup
-from edgeft.contract.grid import BITS, Grid, quantize
+from edgeft.contract.grid import Grid, Quant
 from edgeft.contract.slots import Array
 
 from .graph import BaseGraph, integers
 from .linears import Group, Piece, find_groups
+from .same_grid import tensor_digests
 from .scales import Product, add_scales
 from .store import Store
 from .weights import Source
 
 MS = "com.microsoft"
 GATE = "adapter_gate"
-
-
-@dataclass(frozen=True)
-class Quant:
-    """How weights are stored and multiplied: kind is fp32, fp16, int8 or int4."""
-
-    kind: str
-    block: int
-
-    @property
-    def bits(self) -> int:
-        """Bits per weight on an integer grid; 0 for floats."""
-        return BITS.get(self.kind, 0)
-
-    def to_json(self) -> dict[str, Any]:
-        """As recorded in bundle.json."""
-        if not self.bits:
-            return {"kind": self.kind}
-        return {"kind": self.kind, "block": self.block, "symmetric": True, "accuracy_level": 4}
 
 
 class Assembly:
@@ -57,7 +39,9 @@ class Assembly:
         self._products: list[Product] = []
         self._gates: dict[int, ir.Value] = {}
         self._slot_inputs: set[str] = set()
-        self._grids: dict[str, Grid] = {}
+        self.digests: dict[str, str] = {}  # of each tensor's codes, scales and zero points as they were written
+        self._grid_made: tuple[str, Grid] | None = None
+        self._points: dict[str, NDArray[np.uint8]] = {}
 
     @property
     def slots(self) -> list[SlotGroup]:
@@ -117,8 +101,8 @@ class Assembly:
         """The packed base product; `tied` reads the embedding's own tensor."""
         name, out, size = group.slot.name, sum(piece.out for piece in group.pieces), group.slot.in_features
         if self.quant.bits:
-            codes, scales = self._grid_values(name, group.pieces, size, tied)
-            return _node(nodes, "MatMulNBits", [read, codes, scales], domain=MS, K=size, N=out, bits=self.quant.bits,
+            values = self._grid_values(name, group.pieces, size, tied)
+            return _node(nodes, "MatMulNBits", [read, *values], domain=MS, K=size, N=out, bits=self.quant.bits,
                          block_size=self.quant.block, accuracy_level=4)
         half = self.quant.kind == "fp16"
         if half:
@@ -145,21 +129,32 @@ class Assembly:
             parts.append(array if piece.transposed else array.T)
         return np.concatenate(parts) if len(parts) > 1 else parts[0]
 
-    def _grid_values(self, name: str, pieces: Sequence[Piece], size: int, tied: bool) -> tuple[ir.Value, ir.Value]:
+    def _grid_values(self, name: str, pieces: Sequence[Piece], size: int, tied: bool) -> list[ir.Value]:
+        """Codes, scales and, on an asymmetric grid, zero points, as MatMulNBits takes them."""
         key = pieces[0].weight if tied else name
         blocks = -(-size // self.quant.block)
         out = sum(piece.out for piece in pieces)
         packed = self.quant.block * self.quant.bits // 8
-        codes = self.store.add(f"{name}.codes", ir.DataType.UINT8, (out, blocks, packed),
-                               lambda: self._grid(key, pieces).codes, key=f"{key}.codes")
-        scales = self.store.add(f"{name}.scales", ir.DataType.FLOAT, (out, blocks),
-                                lambda: self._grids.pop(key).scales, key=f"{key}.scales")
-        return codes, scales
+        values = [self.store.add(f"{name}.codes", ir.DataType.UINT8, (out, blocks, packed),
+                                 lambda: self._grid(key, pieces).codes, key=f"{key}.codes"),
+                  self.store.add(f"{name}.scales", ir.DataType.FLOAT, (out, blocks),
+                                 lambda: self._grid(key, pieces).scales, key=f"{key}.scales")]
+        if not self.quant.symmetric:
+            shape = (out, -(-blocks * self.quant.bits // 8))
+            values.append(self.store.add(f"{name}.zeros", ir.DataType.UINT8, shape,
+                                         lambda: _some(self._grid(key, pieces).zeros)))
+        return values
 
     def _grid(self, key: str, pieces: Sequence[Piece]) -> Grid:
-        """Quantize once; the scales, written next, take it out again."""
-        self._grids[key] = quantize(self._rows(pieces), self.quant.bits, self.quant.block)
-        return self._grids[key]
+        """Quantize once for the codes, scales and zero points, which are written one after the other."""
+        if self._grid_made is None or self._grid_made[0] != key:
+            self._grid_made = None  # the last one's memory is free while this one is made
+            grid = self.quant.quantize(self._rows(pieces))
+            self._grid_made = (key, grid)
+            self.digests |= tensor_digests(grid, pieces, self.base.origins)
+            if key in self.base.origins:  # an embedding's: its lookup wants them unpacked, after the head's are written
+                self._points[key] = grid.zero_points
+        return self._grid_made[1]
 
     def _rewrite_table(self, name: str, gathers: Sequence[ir.Node]) -> None:
         """Store the embedding as the head is stored, and look tokens up in that."""
@@ -178,12 +173,16 @@ class Assembly:
         codes = self.store.add(f"{name}.table", ir.DataType.UINT8, (rows, blocks, block * bits // 8),
                                lambda: self._grid(name, [piece]).codes, key=f"{name}.codes")
         scales = self.store.add(f"{name}.table_scales", ir.DataType.FLOAT, (rows, blocks, 1),
-                                lambda: self._grids.pop(name).scales, key=f"{name}.scales")
+                                lambda: self._grid(name, [piece]).scales, key=f"{name}.scales")
+        values = [scales]
+        if not self.quant.symmetric:  # one byte for each block here
+            values.append(self.store.add(f"{name}.table_zeros", ir.DataType.UINT8, (rows, blocks, 1),
+                                         lambda: self._points[name][:, :, None]))
         for gather in gathers:
             nodes: list[ir.Node] = []
             ids = gather.inputs[1]
             assert ids is not None
-            found = _node(nodes, "GatherBlockQuantized", [codes, ids, scales], domain=MS, bits=bits,
+            found = _node(nodes, "GatherBlockQuantized", [codes, ids, *values], domain=MS, bits=bits,
                           block_size=block, gather_axis=0, quantize_axis=2)
             found = _node(nodes, "Reshape", [found, self._constant("row_shape", [0, 0, blocks * block])])
             if blocks * block != size:
@@ -281,6 +280,11 @@ def _from_ids(value: ir.Value | None) -> bool:
         producer = value.producer()
         value = producer.inputs[0] if producer and producer.op_type in ("Reshape", "Cast", "Identity") else None
     return value is not None
+
+
+def _some(array: NDArray[np.uint8] | None) -> NDArray[np.uint8]:
+    assert array is not None
+    return array
 
 
 def _node(nodes: list[ir.Node], op: str, inputs: Sequence[ir.Value], *, domain: str = "",

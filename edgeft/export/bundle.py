@@ -24,6 +24,7 @@ from edgeft.contract.bundle import (
 from edgeft.contract.device import Cpu, Device, Graph, Limits, Run
 from edgeft.contract.errors import EdgeftError, Faults, UsageError
 from edgeft.contract.files import disk_errors, link_or_copy, refuse_existing, scratch, staged, sync_tree, write_json
+from edgeft.contract.grid import Quant, fingerprint
 
 from .adapters import Places, lower, merge_weight, write_adapter
 from .assemble import Assembly
@@ -34,6 +35,7 @@ from .ondevice import rounding
 from .oracle import Oracle
 from .parity_classify import prove_any
 from .resolve import Job, resolve
+from .same_grid import check_codes, check_description
 from .sidecars import generation, write_genai_config, write_tokenizer
 from .variants import write_variants
 from .weights import GraphBase, Source
@@ -45,18 +47,21 @@ RUNTIME_MIB = 70  # Python, numpy, tokenizers and onnxruntime themselves
 
 
 def export(source: Path, device: Device, out: Path, *, host: Host, merge: bool = False, base: str | None = None,
-           quant: str | None = None, name: str | None = None, task: str | None = None, rank: int = 0) -> dict[str, Any]:
+           quant: str | Quant | None = None, name: str | None = None, task: str | None = None,
+           rank: int = 0) -> dict[str, Any]:
     """Write a bundle and return its manifest; below the bar nothing is left behind.
 
-    `rank`: compress what was learned, a whole tuned model too, to a low-rank adapter beside its base.
+    `quant`: a kind on the device's own blocks, or a whole grid. `rank`: compress what was learned, a whole tuned model
+    too, to a low-rank adapter beside its base.
     """
     refuse_existing(out)
     job = resolve(source, device, host, merge=merge, base=base, quant=quant, name=name, task=task, rank=rank)
     weights = Source(job.base.weights, job.base.tied, _merging(job))
+    check_description(job, quant)
     with staged(out) as stage:
         _say(f"building the {job.quant.kind} graph of {job.base.name}")
-        _warn_about_grid(job)
         graph, assembly = _write_graph(job, weights, stage)
+        check_codes(job, assembly.digests)
         modules = [module for slot in assembly.slots for module in slot.modules]
         tokenizer = write_tokenizer(job.base, stage)
         if job.task == "text-generation":
@@ -86,7 +91,7 @@ def add(bundle_folder: Path, source: Path, name: str, *, host: Host, base: str |
         raise UsageError(f"{bundle_folder}: its graph takes no adapters. Export the base without --merge.")
     bundle.check_files(whole=True)
     job = resolve(source, _recorded_device(bundle), host, base=base or bundle.manifest["base"]["folder"],
-                  quant=bundle.manifest["quant"]["kind"], name=name, task=task, rank=rank)
+                  quant=Quant.from_json(bundle.manifest["quant"]), name=name, task=task, rank=rank)
     if not job.beside:
         raise UsageError(f"{source}: is a model of its own, not an adapter. `edgeft export` makes a bundle of it; "
                          "--as-adapter compresses it to an adapter.")
@@ -94,6 +99,7 @@ def add(bundle_folder: Path, source: Path, name: str, *, host: Host, base: str |
     if job.fingerprint != bundle.fingerprint:
         faults.add("base fingerprint", declared=bundle.fingerprint[:12], found=job.fingerprint[:12])
     faults.raise_if_any("Train it on this bundle's base, or name that base with --base.")
+    check_description(job, job.quant)
     weights = Source(job.base.weights, job.base.tied)
     manifest = {**bundle.manifest}
     with scratch(bundle_folder) as stage:  # a second name for every file, so that the bundle itself stays whole
@@ -166,7 +172,7 @@ def _manifest(job: Job, graph: BaseGraph, assembly: Assembly, stage: Path) -> di
         "base": {"id": job.base.name, "folder": str(job.base.folder.resolve()), "fingerprint": job.fingerprint,
                  "architecture": job.base.config.model_type, "parameters": job.base.weights.parameters},
         "device": {key: device[key] for key in ("name", "summary", "limits", "cpu", "run", "graph", "verified")},
-        "quant": job.quant.to_json(),
+        "quant": {**job.quant.to_json(), **({"fingerprint": fingerprint(assembly.digests)} if job.quant.bits else {})},
         "context": job.context,
         "graph": {"file": "model.onnx", "builder": graph.builder, "cache": graph.cache, "padding": graph.padding},
         "linears": [slot.to_json() for slot in assembly.slots],
@@ -241,14 +247,6 @@ def _recorded_device(bundle: Bundle) -> Device:
     return Device(name=stored["name"], summary=stored["summary"], verified=stored["verified"],
                   limits=Limits(**stored["limits"]), cpu=Cpu(**stored["cpu"]), run=Run(**stored["run"]),
                   graph=Graph(**stored["graph"]))
-
-
-def _warn_about_grid(job: Job) -> None:
-    """An adapter that learned on one grid runs on it exactly, and on another only about as well."""
-    grid = job.artifact.record.get("grid")
-    if grid and (job.merge or (grid["quant"], grid["block"]) != (job.quant.kind, job.quant.block)):
-        _say(f"note: trained on the {grid['quant']} grid of block {grid['block']} ({grid['device']}), exported "
-             f"{'merged, ' if job.merge else ''}as {job.quant.kind}: it will answer otherwise than in training")
 
 
 def _say(text: str) -> None:

@@ -7,10 +7,9 @@ from collections.abc import Callable, Collection
 import numpy as np
 from transformers.pytorch_utils import Conv1D
 
-from edgeft.contract.grid import quantize
+from edgeft.contract.grid import Quant
 from edgeft.contract.slots import Array
 
-from .assemble import Quant
 from .base import Base
 
 Round = Callable[[str, Array], Array]
@@ -35,7 +34,7 @@ def rounding(base: Base, quant: Quant, modules: Collection[str]) -> Round | None
         if not quant.bits:
             return array.astype(np.float16).astype(np.float32)
         rows = np.ascontiguousarray(array.T if name in turned else array)
-        grid = quantize(rows, quant.bits, quant.block).dequantize()
+        grid = quant.quantize(rows).dequantize()
         return grid.T if name in turned else grid
 
     return on_device

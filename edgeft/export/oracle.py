@@ -16,9 +16,7 @@ from transformers import PreTrainedModel
 from edgeft.contract import Method, TaskOptions
 from edgeft.contract.artifact import Artifact
 from edgeft.contract.errors import EdgeftError
-from edgeft.contract.grid import quantize
-
-from .assemble import Quant
+from edgeft.contract.grid import Quant
 
 
 class Oracle:
@@ -124,7 +122,7 @@ class Oracle:
             if id(weight) not in done:
                 turned = not isinstance(module, (nn.Linear, nn.Embedding))  # gpt2's Conv1D keeps [in, out]
                 rows = weight.detach().numpy().T if turned else weight.detach().numpy()
-                grid = quantize(np.ascontiguousarray(rows), quant.bits, quant.block).dequantize()
+                grid = quant.quantize(np.ascontiguousarray(rows)).dequantize()
                 with torch.no_grad():
                     weight.copy_(torch.from_numpy(grid.T if turned else grid))
                 done.add(id(weight))

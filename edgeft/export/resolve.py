@@ -11,12 +11,12 @@ from edgeft.contract.artifact import Artifact, read_artifact
 from edgeft.contract.bundle import check_name
 from edgeft.contract.device import Device
 from edgeft.contract.errors import CannotLower, Faults, UsageError
+from edgeft.contract.grid import Quant
 from edgeft.contract.heads import Head
 from edgeft.contract.peft_types import PEFT_TYPES
 from edgeft.contract.tasks import TaskOptions, choose_task
 
 from .adapters import Learned, check_modules, finite_tensors, understand
-from .assemble import Quant
 from .base import Base, open_base
 from .compress import Compression, base_name, compress
 from .foreign import check, import_peft
@@ -69,21 +69,25 @@ class Job:
 
 
 def resolve(source: Path, device: Device, host: Host, *, merge: bool = False, base: str | None = None,
-             quant: str | None = None, name: str | None = None, task: str | None = None, rank: int = 0) -> Job:
+             quant: str | Quant | None = None, name: str | None = None, task: str | None = None,
+             rank: int = 0) -> Job:
     """Everything that can be refused before any work is done; a `rank` compresses what was learned to an adapter."""
     artifact = read_artifact(source)
-    kind = quant or device.graph.quant
+    stored = quant if isinstance(quant, Quant) else device.graph.grid(quant)
     if device.graph.shapes != "dynamic":
         raise UsageError(f"{device.name}: wants static shapes, which are not built in this version.")
-    if kind not in device.quants():
-        raise UsageError(f"--quant {kind}: {device.name} does not compute in it. It runs "
+    if stored.kind not in device.quants():
+        raise UsageError(f"--quant {stored.kind}: {device.name} does not compute in it. It runs "
                          f"{', '.join(device.quants())}.")
     learned = None if rank else _understood(artifact, host)
     opened = open_base(base_name(artifact, base) if rank else _base_name(artifact, base))
     if (rank or artifact.kind != "model") and artifact.base_fingerprint not in ("", opened.fingerprint):
-        faults = Faults(f"{source}: was not trained on {opened.name}")
+        changed = not base or base == artifact.base
+        faults = Faults(f"{source}: its base {opened.name} was changed on disk since" if changed else
+                        f"{source}: was not trained on {opened.name}")
         faults.add("base fingerprint", declared=artifact.base_fingerprint[:12], found=opened.fingerprint[:12])
-        faults.raise_if_any("Name its own base with --base; if that was changed since, train again.")
+        faults.raise_if_any("Put back the base that it was trained on, or train again." if changed else
+                            "Name its own base with --base; if that was changed since, train again.")
     compression = compress(artifact, opened, host, rank) if rank else None
     if compression:
         artifact = compression.artifact
@@ -106,7 +110,7 @@ def resolve(source: Path, device: Device, host: Host, *, merge: bool = False, ba
     fingerprint = opened.fingerprint
     if learned is not None and merge:
         fingerprint = hashlib.sha256((fingerprint + _digest(learned)).encode()).hexdigest()
-    return Job(opened, learned, artifact, device, Quant(kind, device.graph.block), merge, chosen, fingerprint,
+    return Job(opened, learned, artifact, device, stored, merge, chosen, fingerprint,
                min(device.graph.context, opened.context), head, compression)
 
 

@@ -15,6 +15,7 @@ from edgeft.contract.base import find_base, read_config
 from edgeft.contract.data import kind_of, read_records
 from edgeft.contract.errors import EdgeftError, UsageError
 from edgeft.contract.forgetting import as_evaluated, read_pairs
+from edgeft.contract.grid import Quant
 from edgeft.contract.heads import artifact_labels
 from edgeft.contract.slots import Tensors
 from edgeft.contract.tasks import choose_task
@@ -26,6 +27,7 @@ from .grid import put_on_grid
 from .held_out import probe_lines, soft_tokens
 from .mixture import tokenize
 from .objective import Objective, make_objective, measure
+from .packed import packs_table
 from .reference import Reference
 
 if TYPE_CHECKING:
@@ -72,8 +74,9 @@ def _load(artifact: Artifact, where: str, labels: Sequence[str], learned: Tensor
         raise EdgeftError(f"{artifact.folder}: was not trained on {where}: base fingerprint declared "
                           f"{artifact.base_fingerprint[:12]} found {tuned.fingerprint[:12]}.")
     grid = artifact.record.get("grid")
-    if grid:
-        put_on_grid(tuned.model, grid["quant"], grid["block"])
+    if grid:  # the base that this was trained on
+        put_on_grid(tuned.model, Quant.from_json(grid), packed=bool(grid.get("packed")),
+                    table=packs_table(artifact.peft_type))
     model: torch.nn.Module = tuned.model
     if artifact.kind == "peft":
         try:

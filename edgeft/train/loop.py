@@ -30,13 +30,14 @@ from . import checkpoint
 from .base import Base, load_base
 from .classify import check_method, learn_head
 from .forgetting import measure_forgetting
-from .grid import check_frozen, grid_of, put_on_grid
+from .grid import check_frozen, describe, grid_of, put_on_grid, remember_floats
 from .held_out import load_evaluation
 from .job import SETTINGS, Job
 from .labels import labels_of
 from .limits import Limits
 from .mixture import REPLAY, count, load_replay, load_tasks, passes
 from .objective import AnyObjective, Objective, make_objective
+from .packed import check_packed, packs, packs_table
 from .plan import add_replay, plan_batches
 from .record import Run, announce, record, say
 from .reference import Reference
@@ -90,6 +91,7 @@ def _train(job: Job, resume: bool) -> dict[str, Any]:
 def _read_inputs(job: Job) -> Run:
     """Base, examples, evaluation sets and the plan of all batches."""
     settings = job.settings
+    quant = grid_of(job.device, settings)
     base = load_base(job.base, seed=settings.seed, labels=labels_of(Path(spec.data) for spec in job.trained))
     check_method(job.method, base.model)
     length = _max_length(settings, base)
@@ -101,22 +103,28 @@ def _read_inputs(job: Job) -> Run:
         tasks.append(load_replay(split_replay(settings.replay), tasks, base, separator=settings.separator,
                                  max_length=length, holdout=settings.holdout))
     return Run(job, base, tasks, load_evaluation(job, tasks, base, length), add_replay(plan, tasks, settings), rate,
-               grid_of(job.device) if job.device else None)
+               quant)
 
 
 def _attach(run: Run, accelerator: Accelerator) -> nn.Module:
-    """The model to train: the base, on the device's grid if there is one, with the method in place."""
-    job, base, grid = run.job, run.base, run.grid
+    """The model to train: the base, on its grid if there is one, with the method in place."""
+    job, base, grid = run.job, run.base, run.quant
     torch.manual_seed(job.settings.seed)
-    own = {name: id(parameter) for name, parameter in base.model.named_parameters()}
     if grid:
-        put_on_grid(base.model, grid["quant"], grid["block"])
+        packed = packs(job.settings.packed, base.model, accelerator.device)
+        if base.fingerprint:
+            remember_floats(base.model, base.folder)
+        digests = put_on_grid(base.model, grid, packed=packed, table=packs_table(job.method.peft_type))
+        run.grid = {**describe(grid, job.device, digests), "packed": packed}
+    own = {name: id(parameter) for name, parameter in base.model.named_parameters()}  # after packing frees some
     model = job.method.attach(base.model, job.options)
     learn_head(base.model, model)
     if not checkpoint.trainable(model):
         raise EdgeftError(f"{job.method.name}: attach() left nothing to train. Check its options.")
     if grid:
         check_frozen(base.model, own, job.method.name)
+        if run.grid and run.grid["packed"]:
+            check_packed(model, job.method.name)
     if job.settings.gradient_checkpointing:
         base.model.gradient_checkpointing_enable()
         base.model.enable_input_require_grads()
@@ -132,7 +140,7 @@ def _attach(run: Run, accelerator: Accelerator) -> nn.Module:
 def _base_of(model: nn.Module, objective: AnyObjective) -> Iterator[AnyObjective]:
     """The base's own loss. A fresh adapter adds nothing to it, but even an untrained soft prompt is text before it."""
     if isinstance(objective, Objective) and isinstance(model, PeftModel) and \
-            model.active_peft_config.is_prompt_learning:
+            (model.active_peft_config.is_prompt_learning or getattr(model, "edgeft_starts_changed", False)):
         with model.disable_adapter():
             yield Objective(model, objective.head, pad=objective.pad)
     else:

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from edgeft.contract.grid import Quant
 from edgeft.contract.memory import peak_mib
 
 from .base import Base
@@ -16,6 +17,7 @@ from .checkpoint import trainable
 from .held_out import Evaluation
 from .job import Job
 from .mixture import REPLAY, Task, count, prompt_format
+from .packed import packed_weights
 from .plan import Plan, shares
 
 SAMPLES = 8  # prompts kept in edgeft.json
@@ -32,7 +34,8 @@ class Run:
     evaluation: Evaluation
     plan: Plan
     rate: float  # peak learning rate
-    grid: dict[str, Any] | None = None
+    quant: Quant | None = None  # the grid that the base is put on
+    grid: dict[str, Any] | None = None  # the same, with its digests
 
 
 def announce(run: Run, model: nn.Module) -> None:
@@ -70,7 +73,7 @@ def _end_strangers(base: Base) -> int:
 def sizes(model: nn.Module) -> tuple[int, int]:
     """(parameters that learn, all parameters)."""
     return (sum(parameter.numel() for parameter in trainable(model).values()),
-            sum(parameter.numel() for parameter in model.parameters()))
+            sum(parameter.numel() for parameter in model.parameters()) + packed_weights(model))
 
 
 def say(text: str) -> None:

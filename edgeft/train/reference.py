@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from edgeft.contract.data import Example
 from edgeft.contract.errors import EdgeftError, UsageError
 from edgeft.contract.forgetting import opened
+from edgeft.contract.grid import Quant
 
 from .base import Base, load_base
 from .grid import put_on_grid
@@ -48,7 +49,7 @@ class Reference:
                               f"{self.fingerprint[:12]} found {again.fingerprint[:12]}. Put it back, or name it with "
                               "--base.")
         if self.grid:
-            put_on_grid(again.model, self.grid["quant"], self.grid["block"])
+            put_on_grid(again.model, Quant.from_json(self.grid), packed=bool(self.grid.get("packed")))
         own = next(self.base.model.parameters())
         again.model.requires_grad_(False)
         return again.model.eval().to(own.device)

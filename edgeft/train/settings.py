@@ -37,6 +37,16 @@ class TrainSettings:
     keep: int = _option(2, "Checkpoints kept.")
     tokens_per_pass: int = _option(8192, "Padded tokens in one forward pass; a batch is split to fit.")
     precision: Literal["auto", "fp32", "bf16"] = _option("auto", "auto: bf16 on a GPU, fp32 on a CPU.")
+    quant: Literal["auto", "int4", "int8"] = _option(
+        "auto", "Train on this integer grid; auto: on the --device's, without one on floats.")
+    block: Literal[0, 16, 32, 64, 128, 256] = _option(0, "Weights of the grid that share a scale; 0: the --device's, "
+                                                      "else 128.")
+    asymmetric: bool = _option(False, "A grid with zero points; without this as the --device has it.")
+    rounding: Literal["auto", "rtn", "mse"] = _option("auto", "rtn: to nearest; mse: the scale with the least squared "
+                                                      "error; auto: the --device's, else rtn.")
+    packed: Literal["auto", "yes", "no"] = _option(
+        "auto", "Keep a base that is on a grid as packed integers in memory (QLoRA), slower and a seventh of the size; "
+                "auto: where its floats would take over half of the memory.")
     gradient_checkpointing: bool = _option(False, "Trade speed for memory.")
     replay: str = _option("", "FILE:SHARE: mix in text that the base knew, so that SHARE of all tokens with loss are "
                               "of it.")

@@ -123,6 +123,7 @@ def test_long_texts_are_cut_and_that_is_said(bert: Path, tmp_path: Path, capsys:
 
 
 def test_on_the_grid_the_head_stays_float(make_encoder: Callable[..., Path], colors: Path, tmp_path: Path) -> None:
+    from edgeft.contract.grid import Quant
     from edgeft.train.base import load_base
     from edgeft.train.grid import put_on_grid
 
@@ -131,7 +132,7 @@ def test_on_the_grid_the_head_stays_float(make_encoder: Callable[..., Path], col
     assert record(run)["grid"]["quant"] == "int4"
     model = load_base(str(base), labels=["blue", "green", "red"]).model
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    put_on_grid(model, "int4", 128)
+    put_on_grid(model, Quant("int4", 128))
     changed = {name for name, value in model.state_dict().items() if not value.equal(before[name])}
     assert "bert.encoder.layer.0.output.dense.weight" in changed
     assert not any("pooler" in name or "classifier" in name for name in changed)

@@ -6,6 +6,7 @@ import pytest
 
 from edgeft.contract.device import read_device
 from edgeft.contract.errors import EdgeftError
+from edgeft.contract.grid import Quant
 
 FILES = sorted((Path(__file__).parents[2] / "devices").glob("*.toml"))
 GOOD = """summary = "A board"
@@ -169,3 +170,14 @@ def test_fp16_only_where_something_computes_in_it(tmp_path):
     assert read_device(write(tmp_path, GOOD, ('"neon"', '"neon", "fp16"'))).quants() == [*with_fp16]
     accelerated = write(tmp_path, GOOD, ("[graph]", '[run]\nprovider = "QNNExecutionProvider"\n[graph]'))
     assert read_device(accelerated).quants() == [*with_fp16]
+
+
+def test_a_file_may_name_an_asymmetric_grid_and_its_rounding(tmp_path):
+    graph = read_device(write(tmp_path)).graph
+    assert graph.grid() == Quant("int4", 128)
+    graph = read_device(write(tmp_path, GOOD, ("block = 128", 'block = 64\nsymmetric = false\nrounding = "mse"'))).graph
+    assert graph.grid() == Quant("int4", 64, False, "mse")
+    assert graph.grid("int8") == Quant("int8", 64, False, "mse")
+    said = refusal(write(tmp_path, GOOD, ("block = 128", 'block = 64\nsymmetric = "no"\nrounding = "best"')))
+    assert "graph.symmetric  declared 'no'" in said
+    assert "'rtn' or 'mse'" in said
