@@ -10,12 +10,15 @@ from typing import Any
 
 from torch import nn
 
+from edgeft.contract.files import sha256
 from edgeft.contract.memory import peak_mib
 
+from . import launch
 from .base import Base
 from .checkpoint import trainable
 from .held_out import Evaluation
 from .job import Job
+from .launch import is_main
 from .mixture import Task, count, prompt_format
 from .plan import Plan, shares
 
@@ -34,6 +37,12 @@ class Run:
     plan: Plan
     rate: float  # peak learning rate
     grid: dict[str, Any] | None = None
+
+    def inputs(self) -> list[str]:
+        """What every process must have read alike."""
+        job = self.job
+        paths = [path for spec in job.tasks for path in (spec.data, spec.eval_data)] + [*job.eval_data, job.probe]
+        return [str(job.to_json()), self.base.fingerprint, *(sha256(Path(path)) for path in paths if path)]
 
 
 def announce(run: Run, model: nn.Module) -> None:
@@ -54,7 +63,8 @@ def announce(run: Run, model: nn.Module) -> None:
         say(f"note: this base never saw its end token: {strangers} other tokens have the same embedding, and "
             f"{job.method.name} leaves the head as it is here, so answers will not end by themselves. Let the head "
             "learn (lora with lm_head among --target-modules, or full), or cut answers with --stop")
-    say(f"  {len(run.plan):,} steps of {job.settings.batch_size}, peak learning rate {run.rate:.2e}")
+    say(f"  {len(run.plan):,} steps of {job.settings.batch_size}, peak learning rate {run.rate:.2e}"
+        + (f", in {launch.count()} processes" if launch.count() > 1 else ""))
 
 
 def _end_strangers(base: Base) -> int:
@@ -74,8 +84,9 @@ def sizes(model: nn.Module) -> tuple[int, int]:
 
 
 def say(text: str) -> None:
-    """Progress goes to stderr."""
-    print(text, file=sys.stderr, flush=True)
+    """Progress goes to stderr, from the main process."""
+    if is_main():
+        print(text, file=sys.stderr, flush=True)
 
 
 def record(run: Run, model: nn.Module, state: dict[str, Any], measured: dict[str, Any]) -> dict[str, Any]:
@@ -91,7 +102,8 @@ def record(run: Run, model: nn.Module, state: dict[str, Any], measured: dict[str
                  for task, drawn in zip(run.tasks, shares(run.tasks, run.plan), strict=True)],
         "metrics": {
             "trained_parameters": learns, "parameters": total,
-            "steps": len(run.plan), "learning_rate": run.rate, "train_loss": state.get("loss"),
+            "processes": launch.count(), "steps": len(run.plan),
+            "learning_rate": run.rate, "train_loss": state.get("loss"),
             "tokens": state["tokens"], "seconds": round(state["seconds"], 3),
             "tokens_per_s": round(state["tokens"] / max(state["seconds"], 1e-9), 1),
             "peak_mib": round(peak_mib(), 1), "eval": measured["sets"], "eval_base": before["sets"],

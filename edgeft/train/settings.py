@@ -38,6 +38,8 @@ class TrainSettings:
     tokens_per_pass: int = _option(8192, "Padded tokens in one forward pass; a batch is split to fit.")
     precision: Literal["auto", "fp32", "bf16"] = _option("auto", "auto: bf16 on a GPU, fp32 on a CPU.")
     gradient_checkpointing: bool = _option(False, "Trade speed for memory.")
+    shard: bool = _option(False, "Split weights, gradients and optimizer state over the processes (FSDP).")
+    compile: bool = _option(False, "Compile each layer (torch.compile): for long runs on a GPU.")
     seed: int = _option(0, "Of the initial weights, the order of the data and dropout.")
 
     def __post_init__(self) -> None:
