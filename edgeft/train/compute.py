@@ -52,9 +52,9 @@ def place(model: nn.Module, base: Base, compute: Compute) -> None:
     """Put the model where it computes, whole or split, to be called as any model is."""
     if compute.compiled:
         for layer in layers_of(base.model):  # one by one: what hooks do between them stays plain Python
-            layer.forward = torch.compile(layer.forward, dynamic=True)  # type: ignore[method-assign]
+            layer.forward = torch.compile(layer.forward, dynamic=True)
     if compute.half:  # for evaluation too
-        model.forward = torch.autocast(compute.device.type, torch.bfloat16)(model.forward)  # type: ignore[method-assign]
+        model.forward = torch.autocast(compute.device.type, torch.bfloat16)(model.forward)
     processes.equal_start(trainable(model).values())
     if compute.sharded:
         shard(model, base.model, compute.device)
@@ -70,5 +70,5 @@ def compile_errors(settings: TrainSettings) -> Iterator[None]:
     except Exception as error:
         if not settings.compile or not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
             raise
-        text = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        text = " ".join([line.strip() for line in str(error).splitlines() if line.strip()][:2])
         raise EdgeftError(f"--compile: torch.compile failed ({text[:300]}). Train without --compile.") from None

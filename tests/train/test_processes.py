@@ -92,7 +92,7 @@ def test_two_processes_train_as_one_does(base: Path, uneven: Path, tmp_path: Pat
 @pytest.mark.slow
 def test_a_sharded_full_tuning_equals_a_whole_one_and_resumes_after_a_kill(base: Path, uneven: Path,
                                                                           tmp_path: Path) -> None:
-    options = ["--eval-data", uneven, "--epochs", 12, "--save-every", 4, "--gradient-checkpointing"]
+    options = ["--eval-data", uneven, "--epochs", 6, "--save-every", 3, "--gradient-checkpointing"]
     split, later = tmp_path / "split", tmp_path / "later"
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
