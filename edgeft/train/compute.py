@@ -28,6 +28,10 @@ class Compute:
     sharded: bool
     compiled: bool
 
+    def autocast(self) -> torch.autocast:
+        """Products in bfloat16, where they are wanted."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.half)
+
 
 def compute_on(device: torch.device, settings: TrainSettings) -> Compute:
     """As the settings say."""
@@ -54,7 +58,7 @@ def place(model: nn.Module, base: Base, compute: Compute) -> None:
         for layer in layers_of(base.model):  # one by one: what hooks do between them stays plain Python
             layer.forward = torch.compile(layer.forward, dynamic=True)
     if compute.half:  # for evaluation too
-        model.forward = torch.autocast(compute.device.type, torch.bfloat16)(model.forward)
+        model.forward = compute.autocast()(model.forward)
     processes.equal_start(trainable(model).values())
     if compute.sharded:
         shard(model, base.model, compute.device)

@@ -70,7 +70,7 @@ def _train(job: Job, resume: bool, compute: Compute) -> dict[str, Any]:
         if is_main():
             job.out.mkdir(parents=True, exist_ok=True)
             write_json(job.out / SETTINGS, job.to_json())
-        with _base_of(model, objective) as base:
+        with _base_of(model, objective) as base, compute.autocast():  # PEFT may take our forward off for this
             state["base"] = run.evaluation.measure(base, settings.tokens_per_pass)
     _Loop(run, compute, model, optimizer, objective, state).run(first=int(state.get("step", 0)))
 
@@ -172,7 +172,8 @@ class _Loop:
         total = torch.zeros((), device=self.compute.device)
         processes.own_dropout(settings.seed, step)
         for part, counts in processes.passes_of(batch, settings.tokens_per_pass):
-            loss = counts * self.objective(part)
+            with self.compute.autocast():
+                loss = counts * self.objective(part)
             (loss / learned).backward()  # of the whole batch, not of this part
             total += loss.detach()
         processes.sum_gradients(self.learns)
