@@ -139,7 +139,7 @@ class Clock:
         self.passes: list[tuple[float, int, int]] = []  # when, real tokens, tokens with padding
         self.ends: list[float] = []
         eos, embed = AutoTokenizer.from_pretrained(base).eos_token_id, torch.nn.Embedding.forward
-        register_optimizer_step_post_hook(lambda *_: self.ends.append(time.perf_counter()))
+        register_optimizer_step_post_hook(lambda *_: self.stepped())
 
         def counting(module: torch.nn.Embedding, ids: torch.Tensor) -> torch.Tensor:
             # a row ends with its first end of sequence, and both contestants pad with more of them
@@ -148,6 +148,14 @@ class Clock:
             return embed(module, ids)
 
         torch.nn.Embedding.forward = counting  # type: ignore[method-assign]
+
+    def stepped(self) -> None:
+        """An optimizer step has ended, on a GPU too."""
+        import torch
+
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.ends.append(time.perf_counter())
 
     def result(self, skip: int, said: int) -> dict[str, Any]:
         """Speed of all steps but the first `skip`; `said` is the contestant's own count of all its tokens."""
@@ -166,14 +174,15 @@ class Clock:
 
 
 def train_edgeft(setup: dict[str, Any], out: str) -> dict[str, Any]:
-    """`edgeft train lora`, as typed, with the clock beside it."""
+    """`edgeft train`, as typed, with the clock beside it."""
     clock = Clock(setup["base"])
     from edgeft.cli import cli
 
     length = ["--max-steps", setup["steps"]] if setup["steps"] else ["--epochs", 1]
-    command = ["train", "lora", "--base", setup["base"], "--data", setup["data"], "--out", out,
-               "--rank", setup["rank"], "--alpha", setup["alpha"], "--target-modules", "all-linear",
-               "--batch-size", setup["batch_size"], "--lr", setup["lr"], "--max-length", setup["max_length"],
+    lora = ["--rank", setup["rank"], "--alpha", setup["alpha"], "--target-modules", "all-linear"]
+    command = ["train", setup.get("method", "lora"), "--base", setup["base"], "--data", setup["data"], "--out", out,
+               *([] if setup.get("method") == "full" else lora), *setup.get("options", ()), "--batch-size",
+               setup["batch_size"], "--lr", setup["lr"], "--max-length", setup["max_length"],
                "--precision", setup["precision"], "--schedule", "cosine", "--warmup", WARMUP, "--holdout", 0,
                "--seed", setup["seed"], "--save-every", 1_000_000, *length]
     cli.main([str(word) for word in command], standalone_mode=False)
@@ -182,10 +191,9 @@ def train_edgeft(setup: dict[str, Any], out: str) -> dict[str, Any]:
 
 
 def train_peer(setup: dict[str, Any], out: str, *, grouped: bool = False) -> dict[str, Any]:
-    """Plain PEFT + transformers Trainer."""
+    """Plain PEFT + transformers Trainer; on a GPU a frozen base is loaded in bfloat16, as their guides do."""
     clock = Clock(setup["base"])
-    import torch
-    from peft import LoraConfig, get_peft_model
+    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
     from transformers import (
         AutoModelForCausalLM,
         AutoTokenizer,
@@ -198,9 +206,13 @@ def train_peer(setup: dict[str, Any], out: str, *, grouped: bool = False) -> dic
     set_seed(setup["seed"])
     tokenizer = AutoTokenizer.from_pretrained(setup["base"])
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    model = AutoModelForCausalLM.from_pretrained(setup["base"], dtype=torch.float32)
-    model = get_peft_model(model, LoraConfig(r=setup["rank"], lora_alpha=setup["alpha"], target_modules="all-linear",
-                                             task_type="CAUSAL_LM"))
+    gpu, full = setup.get("gpu", False), setup.get("method") == "full"
+    model = AutoModelForCausalLM.from_pretrained(setup["base"], **loading(setup))
+    if not full:
+        if setup.get("four_bit"):
+            model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+        model = get_peft_model(model, LoraConfig(r=setup["rank"], lora_alpha=setup["alpha"],
+                                                 target_modules="all-linear", task_type="CAUSAL_LM"))
     lines = [encode(tokenizer, line, setup["max_length"]) for line in read_lines(Path(setup["data"]))]
     collate, real = DataCollatorForSeq2Seq(tokenizer, padding=True, label_pad_token_id=-100), []
 
@@ -213,13 +225,26 @@ def train_peer(setup: dict[str, Any], out: str, *, grouped: bool = False) -> dic
     Trainer(model=model, train_dataset=lines, data_collator=counting, args=TrainingArguments(
         output_dir=f"{out}-trainer", per_device_train_batch_size=setup["batch_size"], learning_rate=setup["lr"],
         lr_scheduler_type="cosine", warmup_steps=WARMUP, weight_decay=0.0, max_grad_norm=1.0,
-        bf16=setup["precision"] == "bf16", use_cpu=True, report_to="none", save_strategy="no", disable_tqdm=True,
-        dataloader_pin_memory=False,  # there is no GPU to pin for; saves a warning only
+        bf16=setup["precision"] == "bf16", use_cpu=not gpu, report_to="none", save_strategy="no", disable_tqdm=True,
+        dataloader_pin_memory=gpu,  # without one it would only warn
         seed=setup["seed"], **length, **grouping)).train()
     tokens = sum(real[: len(clock.ends)])  # the loader looks one batch ahead
     result = clock.result(setup["skip"], tokens)
-    model.save_pretrained(out, save_embedding_layers=False)
+    model.save_pretrained(out, **({} if full else {"save_embedding_layers": False}))
     return result
+
+
+def loading(setup: dict[str, Any]) -> dict[str, Any]:
+    """How the peer loads its base."""
+    import torch
+
+    if setup.get("four_bit"):
+        from transformers import BitsAndBytesConfig
+
+        return {"device_map": {"": 0}, "quantization_config": BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)}
+    frozen = setup.get("gpu") and setup.get("method") != "full"
+    return {"dtype": torch.bfloat16 if frozen else torch.float32}
 
 
 def encode(tokenizer: Any, line: dict[str, Any], longest: int) -> dict[str, list[int]]:
@@ -231,20 +256,27 @@ def encode(tokenizer: Any, line: dict[str, Any], longest: int) -> dict[str, list
 
 
 def evaluate(setup: dict[str, Any], run: str) -> dict[str, Any]:
-    """Loss of a saved LoRA by plain torch and PEFT, one line at a time: nats per completion token."""
+    """Loss of a saved LoRA or model by plain torch and PEFT, one line at a time: nats per completion token."""
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(setup["base"])
-    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(setup["base"], dtype=torch.float32), run)
+    device = "cuda" if setup.get("gpu") else "cpu"
+    if setup.get("method") == "full":
+        model = AutoModelForCausalLM.from_pretrained(run, dtype=torch.float32)
+    else:
+        own = loading(setup) if setup.get("four_bit") else {"dtype": torch.float32}
+        model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(setup["base"], **own), run)
+    if not setup.get("four_bit"):  # that is there already
+        model.to(device)
     model.eval()
     total, count = 0.0, 0
     with torch.inference_mode():
-        for line in read_lines(Path(setup["eval_data"])):
+        for line in read_lines(Path(setup["eval_data"]))[: setup.get("eval_lines")]:
             example = encode(tokenizer, line, setup["max_length"])
-            logits = model(input_ids=torch.tensor([example["input_ids"]])).logits[0, :-1]
-            labels = torch.tensor(example["labels"][1:])
+            logits = model(input_ids=torch.tensor([example["input_ids"]], device=device)).logits[0, :-1]
+            labels = torch.tensor(example["labels"][1:], device=device)
             total += float(torch.nn.functional.cross_entropy(logits, labels, ignore_index=-100, reduction="sum"))
             count += int((labels != -100).sum())
     return {"loss": total / count, "eval_tokens": count}

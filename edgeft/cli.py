@@ -17,6 +17,7 @@ from edgeft.install_command import install_command
 from edgeft.listings import devices_command, methods_command, plugins_command, print_json
 from edgeft.report_command import report_command
 from edgeft.run_commands import adapters_option, bench_command, chat_command, run_command
+from edgeft.train.launch import first_to_fail, is_main
 from edgeft.train_command import FOLDER, Methods
 
 
@@ -192,13 +193,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         code = cli.main(args=arguments, prog_name="edgeft", standalone_mode=False)
     except EdgeftError as error:
-        click.echo(f"edgeft: {error}", err=True)
+        if first_to_fail():
+            click.echo(f"edgeft: {error}", err=True)
         code = error.exit_code
     except click.ClickException as error:
-        error.show()
+        if first_to_fail():
+            error.show()
         code = error.exit_code
     except (click.Abort, KeyboardInterrupt):
-        click.echo("\nstopped", err=True)
+        if is_main():
+            click.echo("\nstopped", err=True)
         code = 130
     except BrokenPipeError:  # `edgeft run ... | head`
         sys.stderr.close()

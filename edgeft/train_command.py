@@ -13,6 +13,7 @@ import click
 from edgeft import options, plugins
 from edgeft.contract import Method, TaskOptions
 from edgeft.contract.errors import UsageError
+from edgeft.train.launch import is_main
 from edgeft.train.settings import TrainSettings
 
 if TYPE_CHECKING:
@@ -79,7 +80,9 @@ def _run(method: Method[Any], given: dict[str, Any]) -> None:
         refuse_changes(job, stored)
     from edgeft.train.loop import train
 
-    _print_run(out, train(job, resume=resume), as_json)
+    record = train(job, resume=resume)
+    if is_main():
+        _print_run(out, record, as_json)
 
 
 def _job(method: Method[Any], layers: Sequence[dict[str, Any]], mixture: Sequence[dict[str, Any]],

@@ -16,6 +16,7 @@ from edgeft.contract.errors import EdgeftError, UsageError
 from edgeft.contract.heads import ENCODERS, SOFT_PROMPTS, layout
 from edgeft.contract.tensors import has_weights
 
+from . import processes
 from .labels import LabelExample
 from .mixture import passes
 
@@ -119,16 +120,17 @@ class ClassObjective:
         return nn.functional.cross_entropy(logits, labels, reduction="sum")
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def measure_classes(objective: ClassObjective, examples: Sequence[Example], tokens_per_pass: int) -> dict[str, Any]:
     """Nats per example, and the share whose likeliest label is their own."""
     training = objective.model.training
     objective.model.eval()
-    total, right = 0.0, 0
-    for part in passes(examples, tokens_per_pass):
+    total, right = 0.0, 0.0
+    for part, counts in processes.share_of(passes(examples, tokens_per_pass)):
         logits, labels = objective.scores(part)
-        total += float(nn.functional.cross_entropy(logits, labels, reduction="sum"))
-        right += int((logits.argmax(-1) == labels).sum())
+        total += counts * float(nn.functional.cross_entropy(logits, labels, reduction="sum"))
+        right += counts * int((logits.argmax(-1) == labels).sum())
     objective.model.train(training)
+    total, right = processes.total(total, right)
     count = max(len(examples), 1)
     return {"loss": total / count, "accuracy": right / count, "examples": len(examples)}

@@ -13,6 +13,8 @@ from edgeft.contract.data import Example, kind_of, read_records
 from edgeft.contract.errors import Faults, UsageError, did_you_mean
 from edgeft.contract.heads import encode_limited
 
+from .launch import is_main
+
 if TYPE_CHECKING:
     from .base import Base
 
@@ -74,7 +76,7 @@ def encode_labels(records: Sequence[dict[str, Any]], path: Path, base: Base, len
         found.append(LabelExample(ids, [False] * (len(ids) - 1) + [True], label=index[record["label"]]))
     faults.subject = f"{path}: has texts without a token"
     faults.raise_if_any()
-    if cut:
+    if cut and is_main():
         print(f"note: {path}: {cut} of {len(records)} texts are longer than {length} tokens and were cut there",
               file=sys.stderr, flush=True)
     return found

@@ -10,6 +10,7 @@ from torch import nn
 from edgeft.contract.data import Example
 from edgeft.contract.errors import UsageError
 
+from . import processes
 from .base import Base
 from .checkpoint import trainable
 from .classify import head_parameters
@@ -17,6 +18,7 @@ from .forgetting import divergence
 from .objective import AnyObjective, Objective
 from .reference import Reference
 from .settings import TrainSettings
+from .shard import whole
 
 
 class Limits:
@@ -32,14 +34,16 @@ class Limits:
                       if id(parameter) not in new] if held else []
         self.kl = 0.0  # nats, summed since the last report
 
-    def loss(self, objective: AnyObjective, part: Sequence[Example]) -> tuple[torch.Tensor, torch.Tensor]:
-        """(what is minimised, the task's own loss) of one padded pass, both summed over its tokens."""
+    def loss(self, objective: AnyObjective, part: Sequence[Example],
+             counts: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
+        """(what is minimised, the task's own loss) of one padded pass, both summed over its tokens, times `counts`."""
         if not self.settings.kl_to_base or not isinstance(objective, Objective):
-            loss = objective(part)
+            loss = counts * objective(part)
             return loss, loss.detach()
         before, _ = self.reference.logits(part)
         logits, targets = objective.logits(part)
-        loss, kl = nn.functional.cross_entropy(logits, targets, reduction="sum"), divergence(before, logits).sum()
+        loss = counts * nn.functional.cross_entropy(logits, targets, reduction="sum")
+        kl = counts * divergence(before, logits).sum()
         self.kl += float(kl.detach())
         return loss + self.settings.kl_to_base * kl, loss.detach()
 
@@ -54,13 +58,14 @@ class Limits:
         """For metrics.jsonl: KL per token since the last report, and the distance from the start."""
         found = {}
         if self.settings.kl_to_base:
-            found["kl"], self.kl = round(self.kl / tokens, 5), 0.0
+            found["kl"], self.kl = round(processes.total(self.kl)[0] / tokens, 5), 0.0
         if self.settings.l2_to_start:
             found["distance"] = round(self._distance(), 5)
         return found
 
     def _distance(self) -> float:
-        return float(sum((parameter.detach() - start).square().sum() for parameter, start in self.start)) ** 0.5
+        return sum(float(whole((parameter.detach() - start).square().sum()))
+                   for parameter, start in self.start) ** 0.5
 
     @torch.no_grad()
     def interpolate(self) -> None:

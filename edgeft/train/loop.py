@@ -1,4 +1,4 @@
-"""The only training loop: accelerate moves things to where they compute, the rest is written out here.
+"""The only training loop, written out: in one process or in several that share each batch (processes.py).
 
 Not transformers' Trainer: it saves optimizer state as pickle, resumes by replaying the data, and computes the
 head for every prompt token (docs/decisions.md, 2).
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -16,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from peft import PeftModel
 from torch import nn
 from tqdm import tqdm
@@ -26,16 +26,18 @@ from edgeft.contract.data import Example
 from edgeft.contract.errors import EdgeftError, UsageError
 from edgeft.contract.files import disk_errors, write_json
 
-from . import checkpoint
+from . import checkpoint, processes
 from .base import Base, load_base
 from .classify import check_method, learn_head
+from .compute import Compute, compile_errors, compute_on, place, settle
 from .forgetting import measure_forgetting
 from .grid import check_frozen, describe, grid_of, put_on_grid, remember_floats
 from .held_out import load_evaluation
 from .job import SETTINGS, Job
 from .labels import labels_of
+from .launch import is_main
 from .limits import Limits
-from .mixture import REPLAY, count, load_replay, load_tasks, passes
+from .mixture import REPLAY, count, load_replay, load_tasks
 from .objective import AnyObjective, Objective, make_objective
 from .packed import check_packed, packs, packs_table
 from .plan import add_replay, plan_batches
@@ -43,48 +45,50 @@ from .record import Run, announce, record, say
 from .reference import Reference
 from .run_folder import write_run
 from .settings import TrainSettings, split_replay
+from .shard import gather, whole
 
 
 def train(job: Job, *, resume: bool = False) -> dict[str, Any]:
     """Train and write the run folder; returns what edgeft.json holds."""
-    with disk_errors(job.out):
-        return _train(job, resume)
+    with disk_errors(job.out), processes.joined() as device, compile_errors(job.settings):
+        return _train(job, resume, compute_on(device, job.settings))
 
 
-def _train(job: Job, resume: bool) -> dict[str, Any]:
+def _train(job: Job, resume: bool, compute: Compute) -> dict[str, Any]:
     settings = job.settings
-    accelerator = Accelerator(mixed_precision=_precision(settings))
-    if accelerator.num_processes > 1:
-        raise UsageError(f"{accelerator.num_processes} processes: training runs in one process in this version.")
     run = _read_inputs(job)
-    model = _attach(run, accelerator)
+    path = checkpoint.latest(job.out / "checkpoints") if resume else None
+    processes.agree([*run.inputs(), str(path)])
+    model = _attach(run, compute)
+    announce(run, model)
+    place(model, run.base, compute)
     optimizer = torch.optim.AdamW(checkpoint.trainable(model).values(), lr=run.rate,
                                   weight_decay=settings.weight_decay, fused=True)
-    model, optimizer = accelerator.prepare(model, optimizer)
     task = job.options.task_index if isinstance(job.options, TaskOptions) else None
     objective = make_objective(run.base, model, task)
-    reference = Reference(run.base, accelerator.unwrap_model(model), job.base, run.base.fingerprint,
-                          run.grid)
-    limits = Limits(settings, run.base, accelerator.unwrap_model(model), reference, job.method.name)
+    reference = Reference(run.base, model, job.base, run.base.fingerprint, run.grid)
+    limits = Limits(settings, run.base, model, reference, job.method.name)
 
-    job.out.mkdir(parents=True, exist_ok=True)
     state: dict[str, Any] = {"seconds": 0.0, "tokens": 0}
-    path = checkpoint.latest(job.out / "checkpoints") if resume else None
     if path is not None:
-        state = checkpoint.load(path, model, optimizer.optimizer)
+        state = checkpoint.load(path, model, optimizer)
         say(f"resumed at step {state['step']} of {len(run.plan)} from {path}")
     else:
-        write_json(job.out / SETTINGS, job.to_json())
-        with _base_of(model, objective) as base:
+        if is_main():
+            job.out.mkdir(parents=True, exist_ok=True)
+            write_json(job.out / SETTINGS, job.to_json())
+        with _base_of(model, objective) as base, compute.autocast():  # PEFT may take our forward off for this
             state["base"] = run.evaluation.measure(base, settings.tokens_per_pass)
-    announce(run, model)
-    _Loop(run, accelerator, model, optimizer, objective, state, limits).run(first=int(state.get("step", 0)))
+    _Loop(run, compute, model, optimizer, objective, state, limits).run(first=int(state.get("step", 0)))
 
     limits.interpolate()
-    with accelerator.autocast():  # the base in the same precision
+    with compute.autocast():  # the base in the same precision
         forgetting = measure_forgetting(run, objective, reference, state["tokens"])
     found = record(run, model, state, run.evaluation.measure(objective, settings.tokens_per_pass), forgetting)
-    write_run(job, run.base, model, found)
+    if compute.sharded:
+        gather(model)
+    if is_main():
+        write_run(job, run.base, model, found)
     return found
 
 
@@ -106,12 +110,12 @@ def _read_inputs(job: Job) -> Run:
                quant)
 
 
-def _attach(run: Run, accelerator: Accelerator) -> nn.Module:
+def _attach(run: Run, compute: Compute) -> nn.Module:
     """The model to train: the base, on its grid if there is one, with the method in place."""
     job, base, grid = run.job, run.base, run.quant
     torch.manual_seed(job.settings.seed)
     if grid:
-        packed = packs(job.settings.packed, base.model, accelerator.device)
+        packed = packs(job.settings.packed, base.model, compute.device)
         if base.fingerprint:
             remember_floats(base.model, base.folder)
         digests = put_on_grid(base.model, grid, packed=packed, table=packs_table(job.method.peft_type))
@@ -126,10 +130,11 @@ def _attach(run: Run, accelerator: Accelerator) -> nn.Module:
         if run.grid and run.grid["packed"]:
             check_packed(model, job.method.name)
     if job.settings.gradient_checkpointing:
-        base.model.gradient_checkpointing_enable()
+        enable = "activation_checkpointing_enable"  # its new name came with transformers 5.24
+        getattr(base.model, enable, base.model.gradient_checkpointing_enable)()
         base.model.enable_input_require_grads()
     if not grid:
-        _settle(model, accelerator)
+        settle(model, compute)
     if not base.fingerprint and any(not parameter.requires_grad for parameter in base.model.parameters()):
         raise UsageError(f"base {job.base!r}: has no weights yet, and {job.method.name} keeps some as they are. "
                          "`edgeft train full` makes a model of it.")
@@ -150,19 +155,20 @@ def _base_of(model: nn.Module, objective: AnyObjective) -> Iterator[AnyObjective
 class _Loop:
     """The steps, and what is shown and saved between them."""
 
-    def __init__(self, run: Run, accelerator: Accelerator, model: nn.Module, optimizer: Any, objective: AnyObjective,
-                 state: dict[str, Any], limits: Limits) -> None:
+    def __init__(self, run: Run, compute: Compute, model: nn.Module, optimizer: torch.optim.Optimizer,
+                 objective: AnyObjective, state: dict[str, Any], limits: Limits) -> None:
         self.limits = limits
-        self.inputs, self.accelerator, self.model, self.optimizer = run, accelerator, model, optimizer
+        self.inputs, self.compute, self.model, self.optimizer = run, compute, model, optimizer
         self.objective, self.state = objective, state
-        self.job, self.plan = run.job, run.plan
-        self.log = (run.job.out / "metrics.jsonl").open("a", encoding="utf-8")
+        self.job, self.plan, self.learns = run.job, run.plan, list(checkpoint.trainable(model).values())
+        log = run.job.out / "metrics.jsonl" if is_main() else Path(os.devnull)
+        self.log = log.open("a", encoding="utf-8")
 
     def run(self, first: int) -> None:
         settings = self.job.settings
         self.model.train()
         with self.log, tqdm(total=len(self.plan), initial=first, unit="step", desc=self.job.method.name,
-                            dynamic_ncols=True, disable=not sys.stderr.isatty()) as bar:
+                            dynamic_ncols=True, disable=not (is_main() and sys.stderr.isatty())) as bar:
             for step in range(first, len(self.plan)):
                 start = time.perf_counter()
                 loss, tokens, norm = self.step(step)
@@ -178,7 +184,7 @@ class _Loop:
                         del self.plan[step + 1 :]
                         break
                 if (step + 1) % settings.save_every == 0 and step + 1 < len(self.plan):
-                    checkpoint.save(self.job.out / "checkpoints", step + 1, self.model, self.optimizer.optimizer,
+                    checkpoint.save(self.job.out / "checkpoints", step + 1, self.model, self.optimizer,
                                     self.state, settings.keep)
 
     def reached(self, sets: dict[str, Any]) -> bool:
@@ -194,17 +200,19 @@ class _Loop:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         learned = count(batch)
-        total = torch.zeros((), device=self.accelerator.device)
-        for part in passes(batch, settings.tokens_per_pass):
-            with self.accelerator.autocast():
-                wanted, loss = self.limits.loss(self.objective, part)
-            self.accelerator.backward(wanted / learned)  # of the whole batch, not of this part
+        total = torch.zeros((), device=self.compute.device)
+        processes.own_dropout(settings.seed, step)
+        for part, counts in processes.passes_of(batch, settings.tokens_per_pass):
+            with self.compute.autocast():
+                wanted, loss = self.limits.loss(self.objective, part, counts)
+            (wanted / learned).backward()  # of the whole batch, not of this part
             total += loss
-        self.limits.pull()
-        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), settings.max_grad_norm)
+        processes.sum_gradients(self.learns)
+        self.limits.pull()  # once, on what is summed
+        norm = whole(nn.utils.clip_grad_norm_(self.learns, settings.max_grad_norm))
         self.optimizer.step()
         self.optimizer.zero_grad()
-        value = float(total) / learned
+        value = processes.total(float(total))[0] / learned
         if not math.isfinite(value):
             raise EdgeftError(f"The loss is {value} at step {step + 1}. Start a new run with a lower "
                               f"--learning-rate (now {self.inputs.rate:g}).")
@@ -236,26 +244,6 @@ def _schedule(settings: TrainSettings, step: int, total: int) -> float:
         return (step + 1) / warm
     done = (step - warm) / max(1, total - warm)
     return {"cosine": 0.5 * (1 + math.cos(math.pi * done)), "linear": 1 - done, "constant": 1.0}[settings.schedule]
-
-
-def _precision(settings: TrainSettings) -> str:
-    if settings.precision == "auto":
-        return "bf16" if torch.cuda.is_available() else "no"
-    return {"bf16": "bf16", "fp32": "no"}[settings.precision]
-
-
-def _settle(model: nn.Module, accelerator: Accelerator) -> None:
-    """What learns does so in float32; on a GPU what is frozen is kept in bfloat16, after all rounding to a grid.
-
-    Not called for a base on a grid: bfloat16 would move its weights off it.
-    """
-    half = accelerator.device.type == "cuda" and accelerator.mixed_precision == "bf16"
-    learns = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    for name, parameter in model.named_parameters():
-        if name in learns or not half:
-            parameter.data = parameter.data.float()
-        else:
-            parameter.data = parameter.data.bfloat16()
 
 
 def _max_length(settings: TrainSettings, base: Base) -> int:

@@ -12,8 +12,10 @@ from torch import nn
 from edgeft.contract.data import Example
 from edgeft.contract.errors import EdgeftError
 
+from . import processes
 from .classify import ClassObjective, measure_classes
-from .mixture import passes
+from .cross_entropy import summed_cross_entropy
+from .mixture import count, passes
 
 if TYPE_CHECKING:
     from .base import Base
@@ -51,8 +53,8 @@ class Objective:
         tasks = [self.task if example.task is None else example.task for example in examples]
         return {"task_ids": torch.tensor(tasks, device=device)}
 
-    def logits(self, examples: Sequence[Example]) -> tuple[torch.Tensor, torch.Tensor]:
-        """One padded pass: logits [n, vocabulary] of the tokens that carry loss, row by row, and their ids [n]."""
+    def _logits(self, examples: Sequence[Example]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits [n, vocabulary] of the tokens that carry loss, in the model's own precision, and their ids [n]."""
         device = next(self.model.parameters()).device
         width = max(len(example.ids) for example in examples)
         ids = torch.full((len(examples), width), self.pad)
@@ -65,24 +67,28 @@ class Objective:
         targets = ids[:, 1:][keep[:, :-1]].to(device)
         with self._only(keep.to(device)):
             logits = self.model(input_ids=ids.to(device), use_cache=False, **self._tasks(examples, device)).logits
-        return logits[0].float(), targets
+        return logits[0], targets
+
+    def logits(self, examples: Sequence[Example]) -> tuple[torch.Tensor, torch.Tensor]:
+        """One padded pass: logits [n, vocabulary] of the tokens that carry loss, row by row, and their ids [n]."""
+        logits, targets = self._logits(examples)
+        return logits.float(), targets
 
     def __call__(self, examples: Sequence[Example]) -> torch.Tensor:
         """Summed negative log-likelihood in nats of one padded pass."""
-        logits, targets = self.logits(examples)
-        return nn.functional.cross_entropy(logits, targets, reduction="sum")
+        return summed_cross_entropy(*self._logits(examples))
 
 
-@torch.inference_mode()
+@torch.no_grad()  # and not inference_mode, whose tensors a sharded model could not train with afterwards
 def mean_loss(objective: Objective, examples: Sequence[Example], tokens_per_pass: int) -> tuple[float, int]:
     """(nats per token that carries loss, how many such tokens)."""
     training = objective.model.training
     objective.model.eval()
-    total, tokens = 0.0, 0
-    for part in passes(examples, tokens_per_pass):
-        total += float(objective(part))
-        tokens += sum(sum(example.mask) for example in part)
+    total = 0.0
+    for part, counts in processes.share_of(passes(examples, tokens_per_pass)):
+        total += counts * float(objective(part))
     objective.model.train(training)
+    (total,), tokens = processes.total(total), count(examples)
     return total / max(tokens, 1), tokens
 
 

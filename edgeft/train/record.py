@@ -5,20 +5,25 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from edgeft.contract.files import sha256
 from edgeft.contract.grid import Quant
 from edgeft.contract.memory import peak_mib
 
+from . import launch
 from .base import Base
 from .checkpoint import trainable
 from .held_out import Evaluation
 from .job import Job
+from .launch import is_main
 from .mixture import REPLAY, Task, count, prompt_format
 from .packed import packed_weights
 from .plan import Plan, shares
+from .settings import split_replay
 
 SAMPLES = 8  # prompts kept in edgeft.json
 ALIKE = 0.01  # relative distance of two embeddings below which no hidden state of a real model tells them apart
@@ -36,6 +41,13 @@ class Run:
     rate: float  # peak learning rate
     quant: Quant | None = None  # the grid that the base is put on
     grid: dict[str, Any] | None = None  # the same, with its digests
+
+    def inputs(self) -> list[str]:
+        """What every process must have read alike."""
+        job = self.job
+        paths = [path for spec in job.tasks for path in (spec.data, spec.eval_data)] + [
+            *job.eval_data, job.probe, job.pairs, split_replay(job.settings.replay)[0]]
+        return [str(job.to_json()), self.base.fingerprint, *(sha256(Path(path)) for path in paths if path)]
 
 
 def announce(run: Run, model: nn.Module) -> None:
@@ -57,7 +69,8 @@ def announce(run: Run, model: nn.Module) -> None:
         say(f"note: this base never saw its end token: {strangers} other tokens have the same embedding, and "
             f"{job.method.name} leaves the head as it is here, so answers will not end by themselves. Let the head "
             "learn (lora with lm_head among --target-modules, or full), or cut answers with --stop")
-    say(f"  {len(run.plan):,} steps of {job.settings.batch_size}, peak learning rate {run.rate:.2e}")
+    say(f"  {len(run.plan):,} steps of {job.settings.batch_size}, peak learning rate {run.rate:.2e}"
+        + (f", in {launch.count()} processes" if launch.count() > 1 else ""))
 
 
 def _end_strangers(base: Base) -> int:
@@ -77,8 +90,9 @@ def sizes(model: nn.Module) -> tuple[int, int]:
 
 
 def say(text: str) -> None:
-    """Progress goes to stderr."""
-    print(text, file=sys.stderr, flush=True)
+    """Progress goes to stderr, from the main process."""
+    if is_main():
+        print(text, file=sys.stderr, flush=True)
 
 
 def record(run: Run, model: nn.Module, state: dict[str, Any], measured: dict[str, Any],
@@ -95,7 +109,8 @@ def record(run: Run, model: nn.Module, state: dict[str, Any], measured: dict[str
                  for task, drawn in zip(run.tasks, shares(run.tasks, run.plan), strict=True)],
         "metrics": {
             "trained_parameters": learns, "parameters": total,
-            "steps": len(run.plan), "learning_rate": run.rate, "train_loss": state.get("loss"),
+            "processes": launch.count(), "steps": len(run.plan),
+            "learning_rate": run.rate, "train_loss": state.get("loss"),
             "tokens": state["tokens"], "seconds": round(state["seconds"], 3),
             "tokens_per_s": round(state["tokens"] / max(state["seconds"], 1e-9), 1),
             "peak_mib": round(peak_mib(), 1), "eval": measured["sets"], "eval_base": before["sets"],

@@ -58,6 +58,8 @@ class TrainSettings:
                                       "An adapter has its scale for that.")
     stop_at_loss: float = _option(0.0, "Stop at the first evaluation (--eval-every) in which no set's loss is above "
                                        "this; 0: never.")
+    shard: bool = _option(False, "Split weights, gradients and optimizer state over the processes (FSDP).")
+    compile: bool = _option(False, "Compile each layer (torch.compile): for long runs on a GPU.")
     seed: int = _option(0, "Of the initial weights, the order of the data and dropout.")
 
     def __post_init__(self) -> None:
