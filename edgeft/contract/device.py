@@ -8,10 +8,12 @@ import types
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from .errors import EdgeftError, Faults, did_you_mean
-from .grid import Quant
+
+if TYPE_CHECKING:
+    from .grid import Quant
 
 QUANTS = ("fp32", "fp16", "int8", "int4")
 
@@ -56,6 +58,8 @@ class Graph:
 
     def grid(self, kind: str | None = None) -> Quant:
         """How weights are stored here, or in another kind on the same blocks."""
+        from .grid import Quant  # which imports numpy, and `edgeft devices` needs none
+
         return Quant(kind or self.quant, self.block, self.symmetric, self.rounding)
 
 

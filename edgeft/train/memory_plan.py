@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
-from transformers import AutoModelForCausalLM
+from transformers import AttentionInterface, AutoModelForCausalLM
 
 from edgeft.contract.grid import Quant
 
@@ -16,6 +16,7 @@ from .checkpoint import trainable
 from .grid import on_grid
 from .packed import CHUNK, Packed, pack_shapes
 
+ATTENTION = "edgeft_plan"
 RUNTIME = 600 << 20  # CUDA's own context and cuBLAS's workspaces
 TEMPORARY = 10  # bytes for each value that is being dequantized: codes, floats and the product with the scale
 
@@ -40,8 +41,9 @@ class Plan:
 
 def plan(config: Any, grid: Quant, *, rank: int = 16, tokens: int = 2048, checkpointing: bool = True) -> Plan:
     """A LoRA of `rank` on every linear layer, passes of `tokens` tokens that all carry loss, bf16 autocast on a GPU."""
+    AttentionInterface.register(ATTENTION, _attention)
     with torch.device("meta"):
-        base = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        base = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=ATTENTION)
     largest = max(module.weight.numel() for _, module in on_grid(base))
     for _, module in list(on_grid(base)):
         pack_shapes(base, module, grid)
@@ -69,12 +71,21 @@ def _activations(model: nn.Module, base: Any, tokens: int, checkpointing: bool) 
 
     known = {one.untyped_storage()._cdata for one in [*base.parameters(), *base.buffers()]}
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        model(input_ids=torch.zeros(1, tokens, dtype=torch.long, device="meta"), use_cache=False, logits_to_keep=1)
+        model(input_ids=torch.zeros(1, tokens, dtype=torch.long, device="meta"), use_cache=False, logits_to_keep=1,
+              attention_mask=torch.zeros(1, 1, 1, 1, device="meta"))  # of this shape it is not looked into
     total = sum(size for place, size in saved.items() if place not in known)
     config = base.config.get_text_config()
     if not checkpointing:
         return total
     return config.num_hidden_layers * tokens * config.hidden_size * 4 + total // config.num_hidden_layers
+
+
+def _attention(module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *rest: Any,
+               **named: Any) -> tuple[torch.Tensor, None]:
+    """In shape, and in what it saves, a fused attention: nothing of tokens x tokens."""
+    groups = query.shape[1] // key.shape[1]
+    both = (key * value).repeat_interleave(groups, dim=1)
+    return (query * both).transpose(1, 2).contiguous(), None
 
 
 def _bytes(tensors: set[torch.Tensor]) -> int:

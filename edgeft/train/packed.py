@@ -79,13 +79,13 @@ class _Product(torch.autograd.Function):
 def _multiply(x: torch.Tensor, layer: Packed, bias: torch.Tensor | None) -> torch.Tensor:
     """In autocast's type where it is on, as nn.Linear computes there."""
     kind = x.device.type
-    if torch.is_autocast_enabled(kind):
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
         x = x.to(torch.get_autocast_dtype(kind))
     result = cast(torch.Tensor, _Product.apply(x, layer))
     return result if bias is None else result + bias.to(result.dtype)
 
 
-class PackedLinear(Packed, nn.Linear):
+class PackedLinear(Packed, nn.Linear):  # type: ignore[override]
     """A linear layer."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
@@ -101,7 +101,7 @@ class PackedConv1D(Packed, Conv1D):
         return _multiply(x, self, self.bias)
 
 
-class PackedEmbedding(Packed, nn.Embedding):
+class PackedEmbedding(Packed, nn.Embedding):  # type: ignore[override]
     """A table of which only the rows asked for become floats."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:

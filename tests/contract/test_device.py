@@ -7,6 +7,7 @@ import pytest
 from edgeft.contract.device import read_device
 from edgeft.contract.errors import EdgeftError
 from edgeft.contract.grid import Quant
+from edgeft.contract.rounding import ROUNDINGS
 
 FILES = sorted((Path(__file__).parents[2] / "devices").glob("*.toml"))
 GOOD = """summary = "A board"
@@ -178,6 +179,9 @@ def test_a_file_may_name_an_asymmetric_grid_and_its_rounding(tmp_path):
     graph = read_device(write(tmp_path, GOOD, ("block = 128", 'block = 64\nsymmetric = false\nrounding = "mse"'))).graph
     assert graph.grid() == Quant("int4", 64, False, "mse")
     assert graph.grid("int8") == Quant("int8", 64, False, "mse")
+    for rounding in ROUNDINGS:
+        text = GOOD.replace("block = 128", f'block = 64\nrounding = "{rounding}"')
+        assert read_device(write(tmp_path, text)).graph.rounding == rounding
     said = refusal(write(tmp_path, GOOD, ("block = 128", 'block = 64\nsymmetric = "no"\nrounding = "best"')))
     assert "graph.symmetric  declared 'no'" in said
     assert "'rtn' or 'mse'" in said

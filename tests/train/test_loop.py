@@ -142,7 +142,11 @@ def test_the_probe_measures_forgetting(base: Path, data: Path, tmp_path: Path) -
 
 def test_training_on_the_grid_leaves_the_codes_alone(base: Path, data: Path, tmp_path: Path) -> None:
     run = train_run(tmp_path / "run", base, data, "--max-steps", 4, "--device", "cpu-x86_64")
-    assert record(run)["grid"] == {"device": "cpu-x86_64", "quant": "int4", "block": 128}
+    grid = record(run)["grid"]
+    assert {key: grid[key] for key in ("device", "quant", "block", "symmetric", "rounding", "packed")} == {
+        "device": "cpu-x86_64", "quant": "int4", "block": 128, "symmetric": True, "rounding": "rtn", "packed": False}
+    assert len(grid["fingerprint"]) == 64
+    assert "model.layers.1.mlp.down_proj.weight" in grid["tensors"]
     task = json.loads(edgeft("eval", run, "--data", data, "--json").stdout)
     again = train_run(tmp_path / "again", base, data, "--max-steps", 4, "--device", "cpu-x86_64", "--eval-data", data)
     assert task["loss"] == pytest.approx(record(again)["metrics"]["eval"]["pairs"]["loss"], abs=1e-4)

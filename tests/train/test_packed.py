@@ -196,3 +196,23 @@ def test_a_loftq_run_ships_the_untouched_grid(base: Path, data: Path, tmp_path: 
     assert near["metrics"]["eval"] != plain["metrics"]["eval"]
     edgeft("export", tmp_path / "loftq", "--device", "cpu-x86_64", "--out", tmp_path / "bundle", "--quant", "int4",
            "--block", 128)
+
+
+@pytest.mark.parametrize("grid", GRIDS, ids=str)
+def test_the_plan_counts_what_a_packed_base_holds(grid: Quant) -> None:
+    from edgeft.train.memory_plan import plan
+
+    base = tiny_base("llama", tied=True)
+    small, tiny, long = (plan(base.config, grid, rank=4, tokens=tokens, checkpointing=checkpointing)
+                         for tokens, checkpointing in ((16, False), (16, True), (64, True)))
+    put_on_grid(base, grid, packed=True)
+    held = {id(part): part.nbytes for module in base.modules() if isinstance(module, Packed)
+            for part in (module.codes, module.scales, module.zero_points)}
+    assert small.codes == sum(held.values())
+    assert small.floats == sum(one.nbytes for one in base.parameters())
+    assert small.adapter == 16 * 4 * sum(module.weight.shape[0] + module.weight.shape[1]
+                                         for name, module in base.named_modules() if "_proj" in name)
+    assert tiny.activations < small.activations
+    assert long.logits == 4 * tiny.logits
+    assert long.activations > 3 * tiny.activations
+    assert small.total > sum([small.codes, small.floats, small.adapter, small.activations])
