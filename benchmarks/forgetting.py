@@ -65,7 +65,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=264, help="at most, and of prompt tuning (264: one epoch of e2e)")
     parser.add_argument("--further", type=float, default=0.6, help="loss of the rows with limits, of the first")
     parser.add_argument("--kl", type=float, default=0.5, help="weight of --kl-to-base")
-    parser.add_argument("--l2", type=float, default=0.3, help="weight of --l2-to-start")
+    parser.add_argument("--l2", type=float, default=1.0, help="weight of --l2-to-start")
     parser.add_argument("--chart", type=Path, help="draw the table into this SVG file")
     args = parser.parse_args()
     need(args.base, args.data, args.valid, args.probe, args.replay, args.pairs)
