@@ -214,12 +214,12 @@ def sentences(rows: dict[str, Any], scales: dict[str, Any]) -> list[str]:
             f"their intervals {_apart(methods[most], methods[least])}."]
     if limited:
         best, worst = _ends(limited)
-        said += [f"Of the limits on full tuning {best} keeps most: {_said(limited[best])} against {_said(plain)} "
+        said += [f"Of the limits on full tuning '{best}' keeps most: {_said(limited[best])} against {_said(plain)} "
                  f"without, and the intervals {_apart(plain, limited[best])}.",
-                 f"{worst} keeps least: {_said(limited[worst])}."]
+                 f"'{worst}' keeps least: {_said(limited[worst])}."]
     grammar = {name: found["zorro"] - found["zorro_base"] for name, found in rows.items()}
     lost = min(grammar, key=lambda name: grammar[name])
-    said += [f"Grammar moves by {grammar[lost]:+.1%} at most ({lost}), of a base at {plain['zorro_base']:.1%}.",
+    said += [f"Grammar fares worst with '{lost}': {grammar[lost]:+.1%} on the base's {plain['zorro_base']:.1%}.",
              f"At half its scale the LoRA forgets {half['forgetting']:+.3f} instead of {whole['forgetting']:+.3f}, for "
              f"a loss of {half['loss']:.3f} instead of {whole['loss']:.3f}; switched off it forgets nothing."]
     return said
