@@ -65,7 +65,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=264, help="at most, and of prompt tuning (264: one epoch of e2e)")
     parser.add_argument("--further", type=float, default=0.6, help="loss of the rows with limits, of the first")
     parser.add_argument("--kl", type=float, default=0.5, help="weight of --kl-to-base")
-    parser.add_argument("--l2", type=float, default=0.3, help="weight of --l2-to-start")
+    parser.add_argument("--l2", type=float, default=1.0, help="weight of --l2-to-start")
     parser.add_argument("--chart", type=Path, help="draw the table into this SVG file")
     args = parser.parse_args()
     need(args.base, args.data, args.valid, args.probe, args.replay, args.pairs)
@@ -214,12 +214,12 @@ def sentences(rows: dict[str, Any], scales: dict[str, Any]) -> list[str]:
             f"their intervals {_apart(methods[most], methods[least])}."]
     if limited:
         best, worst = _ends(limited)
-        said += [f"Of the limits on full tuning {best} keeps most: {_said(limited[best])} against {_said(plain)} "
+        said += [f"Of the limits on full tuning '{best}' keeps most: {_said(limited[best])} against {_said(plain)} "
                  f"without, and the intervals {_apart(plain, limited[best])}.",
-                 f"{worst} keeps least: {_said(limited[worst])}."]
+                 f"'{worst}' keeps least: {_said(limited[worst])}."]
     grammar = {name: found["zorro"] - found["zorro_base"] for name, found in rows.items()}
     lost = min(grammar, key=lambda name: grammar[name])
-    said += [f"Grammar moves by {grammar[lost]:+.1%} at most ({lost}), of a base at {plain['zorro_base']:.1%}.",
+    said += [f"Grammar fares worst with '{lost}': {grammar[lost]:+.1%} on the base's {plain['zorro_base']:.1%}.",
              f"At half its scale the LoRA forgets {half['forgetting']:+.3f} instead of {whole['forgetting']:+.3f}, for "
              f"a loss of {half['loss']:.3f} instead of {whole['loss']:.3f}; switched off it forgets nothing."]
     return said

@@ -111,8 +111,6 @@ def probe_lines(path: Path, base: Base, soft: int = 0) -> Sequence[Sequence[Exam
     records = read_records(path)
     if kind_of(records[0]) != "text":
         raise UsageError(f"{path}: a probe for forgetting holds lines of {{\"text\": ...}}.")
-    if base.labels:
-        raise UsageError("--probe is for language models, and this is a classifier.")
     length = min(WINDOW, base.context - soft)
     return with_loss(path, [tokenize([record], path, base, "", length) for record in records])
 
