@@ -67,9 +67,11 @@ def joined() -> Iterator[torch.device]:
 
 def _meet(device: torch.device) -> None:
     """Gradients go from device to device; counts and digests are on the CPU everywhere."""
-    backends = {"cpu": "gloo", device.type: dist.get_default_backend_for_device(device)}
-    dist.init_process_group(",".join(f"{kind}:{backend}" for kind, backend in backends.items()),
-                            device_id=None if device.type == "cpu" else device)
+    if device.type == "cpu":
+        dist.init_process_group("gloo")
+    else:
+        own = dist.get_default_backend_for_device(device)
+        dist.init_process_group(f"cpu:gloo,{device.type}:{own}", device_id=device)
 
 
 def _device() -> torch.device:
