@@ -58,7 +58,7 @@ def _train(job: Job, resume: bool, compute: Compute) -> dict[str, Any]:
     settings = job.settings
     run = _read_inputs(job)
     path = checkpoint.latest(job.out / "checkpoints") if resume else None
-    processes.agree([*run.inputs(), str(path)])
+    processes.agree(lambda: [*run.inputs(), str(path)])
     model = _attach(run, compute)
     announce(run, model)
     place(model, run.base, compute)

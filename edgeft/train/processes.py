@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -26,7 +26,7 @@ from .mixture import passes
 
 Pass = tuple[list[Example], float]  # examples, and how often they count: once or not at all
 BUCKET = 2**23  # numbers that are sent at once
-_LOST = re.compile(r"gloo|nccl|connection|broken pipe|socket|recv|rendezvous|store", re.IGNORECASE)
+_LOST = re.compile(r"\b(gloo|nccl|connection|socket|broken pipe|rendezvous|TCPStore)\b", re.IGNORECASE)
 _FOREIGN = {"ACCELERATE_USE_FSDP": "--use_fsdp", "ACCELERATE_USE_DEEPSPEED": "--use_deepspeed",
             "ACCELERATE_USE_MEGATRON_LM": "--use_megatron_lm"}
 
@@ -54,7 +54,7 @@ def joined() -> Iterator[torch.device]:
     device = _device()
     try:
         if launch.count() > 1:
-            dist.init_process_group(device_id=None if device.type == "cpu" else device)
+            _meet(device)
         yield device
         if count() > 1:
             dist.destroy_process_group()
@@ -63,6 +63,15 @@ def joined() -> Iterator[torch.device]:
             raise
         raise EdgeftError("Another process of this training has ended before its time, so this one ends too "
                           f"({str(error).splitlines()[0][:200]}).") from None
+
+
+def _meet(device: torch.device) -> None:
+    """Gradients go from device to device; counts and digests are on the CPU everywhere."""
+    if device.type == "cpu":
+        dist.init_process_group("gloo")
+    else:
+        own = dist.get_default_backend_for_device(device)
+        dist.init_process_group(f"cpu:gloo,{device.type}:{own}", device_id=device)
 
 
 def _device() -> torch.device:
@@ -78,11 +87,11 @@ def _device() -> torch.device:
     return torch.device(found.type, local)
 
 
-def agree(inputs: Iterable[str]) -> None:
+def agree(inputs: Callable[[], Iterable[str]]) -> None:
     """EdgeftError unless all processes have read the same; else they would wait for each other forever."""
     if count() == 1:
         return
-    digest = hashlib.sha256("\n".join(inputs).encode()).digest()
+    digest = hashlib.sha256("\n".join(inputs()).encode()).digest()
     own = torch.tensor([int.from_bytes(digest[:8], signed=True)])
     found = [torch.empty_like(own) for _ in range(count())]
     dist.all_gather(found, own)
