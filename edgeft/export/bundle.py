@@ -11,6 +11,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from edgeft import __version__
 from edgeft.contract.bundle import (
     FORMAT,
@@ -45,13 +47,16 @@ RUNTIME_MIB = 70  # Python, numpy, tokenizers and onnxruntime themselves
 
 
 def export(source: Path, device: Device, out: Path, *, host: Host, merge: bool = False, base: str | None = None,
-           quant: str | None = None, name: str | None = None, task: str | None = None, rank: int = 0) -> dict[str, Any]:
+           quant: str | None = None, name: str | None = None, task: str | None = None, rank: int = 0,
+           scale: float = 1.0) -> dict[str, Any]:
     """Write a bundle and return its manifest; below the bar nothing is left behind.
 
     `rank`: compress what was learned, a whole tuned model too, to a low-rank adapter beside its base.
+    `scale`: how much of the change is merged.
     """
     refuse_existing(out)
-    job = resolve(source, device, host, merge=merge, base=base, quant=quant, name=name, task=task, rank=rank)
+    job = resolve(source, device, host, merge=merge, base=base, quant=quant, name=name, task=task, rank=rank,
+                  scale=scale)
     weights = Source(job.base.weights, job.base.tied, _merging(job))
     with staged(out) as stage:
         _say(f"building the {job.quant.kind} graph of {job.base.name}")
@@ -122,8 +127,10 @@ def add(bundle_folder: Path, source: Path, name: str, *, host: Host, base: str |
 def _merging(job: Job) -> Any:
     if not job.merge or job.learned is None:
         return None
-    learned = job.learned
-    return lambda name, weight: merge_weight(learned, name, weight)
+    learned, scale = job.learned, np.float32(job.scale)
+    if scale == 1:
+        return lambda name, weight: merge_weight(learned, name, weight)
+    return lambda name, weight: weight + scale * (merge_weight(learned, name, weight) - weight)
 
 
 def _write_graph(job: Job, weights: Source, stage: Path) -> tuple[BaseGraph, Assembly]:

@@ -64,4 +64,4 @@ def _bar(y: float, label: str, value: float, share: float) -> str:
     return "\n".join([
         _text(16, y + BAR - 3, label),
         f'  <rect class="{kind} bar" x="{LABELS}" y="{y:g}" width="{width:.1f}" height="{BAR}" rx="2"/>',
-        _text(LABELS + width + 8, y + BAR - 3, f"{value:,.1f}")])
+        _text(LABELS + width + 8, y + BAR - 3, f"{value:,.1f}" if value >= 10 else f"{value:.3f}")])
