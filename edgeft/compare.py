@@ -17,7 +17,7 @@ from edgeft.contract.errors import CannotLower, UsageError
 from edgeft.contract.files import scratch
 from edgeft.contract.grid import BITS
 
-from .twin import check_base, twin_of
+from .twin import asked_for, check_base, twin_of
 
 if TYPE_CHECKING:
     from edgeft.plugins import Host
@@ -51,6 +51,8 @@ def compare(run: Path, data: Path, device: Device, *, host: Host, task: str | No
     artifact = _checked(run, device)
     question = Question(data, read_records(data), task, answers)
     check_base(artifact)
+    if artifact.record and artifact.kind != "model":
+        asked_for(artifact)  # what keeps a twin from being trained is told before minutes are spent
     work = work or run.resolve().with_name(f"{run.resolve().name}.twins")
     rows: dict[str, dict[str, Any]] = {}
     impossible: dict[str, str] = {}

@@ -30,7 +30,7 @@ def twin_of(artifact: Artifact, device: Device | None, work: Path, host: Host) -
     grid = grid_of(device) if device else None
     if same_grid(artifact.record.get("grid"), grid):
         return artifact.folder
-    stored = _stored(artifact)
+    stored = asked_for(artifact)
     key = hashlib.sha256(json.dumps([stored, artifact.record["data"], artifact.base_fingerprint, grid],
                                     sort_keys=True).encode()).hexdigest()[:12]
     folder = work / f"{'{quant}-{block}'.format(**grid) if grid else 'float'}-{key}"
@@ -60,8 +60,8 @@ def check_base(artifact: Artifact) -> None:
         faults.raise_if_any("Put the base back as it was, or train again.")
 
 
-def _stored(artifact: Artifact) -> dict[str, Any]:
-    """What the run was asked for, without its grid and without what was only measured."""
+def asked_for(artifact: Artifact) -> dict[str, Any]:
+    """What the run was asked for, without its grid and what was only measured; EdgeftError if its data changed."""
     record = artifact.record
     if not record.get("tasks") or "settings" not in record:
         raise UsageError(f"{artifact.folder}: does not record how it was trained, so it cannot be trained anew.")
