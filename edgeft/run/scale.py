@@ -24,6 +24,7 @@ PROBE_TOKENS, TASK_TOKENS = 32_768, 8_192  # at most so many are measured, from 
 SMALLEST = 0.05  # below it an adapter is as good as switched off
 NEAR = (0.98, 0.999)  # a scale that uses this share of the budget is near enough; the rest is for rounding
 TRIES = 16
+GROWTH = 1.5  # forgetting grows with the square of a small scale, and straight with a large one
 STEP = 1e-4  # scales are told to four places
 
 
@@ -54,12 +55,20 @@ def largest_scale(forgetting: Callable[[float], float], budget: float) -> tuple[
 
 
 def _next(low: float, high: float, known: dict[float, float], budget: float) -> float:
-    """Where to look between two scales: by the power that joins them, by the middle where that tells nothing."""
+    """Where to look between two scales, as a power joins them; as a line does from one that forgets nothing.
+
+    Where that has not met the budget soon, every other look is at the middle: a bent curve would be crept along.
+    """
     target = budget * (NEAR[0] + NEAR[1]) / 2
-    power = 1.5  # forgetting grows with the square of a small scale, and straight with a large one
-    if low and known[low] > 0:
+    if len(known) >= 4 and len(known) % 2 == 0:
+        guess = (low + high) / 2
+    elif not low:
+        guess = high * (target / known[high]) ** (1 / GROWTH) if target else high / 2
+    elif target and 0 < known[low] < known[high]:
         power = math.log(known[high] / known[low]) / math.log(high / low)
-    guess = high * (target / known[high]) ** (1 / power) if target > 0 and power > 0 else (low + high) / 2
+        guess = high * (target / known[high]) ** (1 / power)
+    else:
+        guess = low + (high - low) * (target - known[low]) / (known[high] - known[low])
     margin = max(STEP, 0.02 * (high - low))
     return round(min(max(guess, low + margin), high - margin), 4)
 
