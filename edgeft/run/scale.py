@@ -46,16 +46,15 @@ def largest_scale(forgetting: Callable[[float], float], budget: float) -> tuple[
             low = scale
             if known[scale] >= budget * NEAR[0]:
                 break
-    if low:
-        return low, known
-    for scale in (0.5, SMALLEST):
+    for scale in () if low else (0.5, SMALLEST):  # what is said when there is none
         if scale not in known:
             known[scale] = forgetting(scale)
-    return None, known
+    within = [scale for scale, forgotten in known.items() if forgotten <= budget * NEAR[1]]
+    return max(within, default=None), known
 
 
 def _next(low: float, high: float, known: dict[float, float], budget: float) -> float:
-    """Where to look between two scales, as a power joins them; as a line does from one that forgets nothing.
+    """Where to look between two scales, as a power joins them; as a line does nearby, or from one that forgets nothing.
 
     Where that has not met the budget soon, every other look is at the middle: a bent curve would be crept along.
     """
@@ -64,7 +63,7 @@ def _next(low: float, high: float, known: dict[float, float], budget: float) -> 
         guess = (low + high) / 2
     elif not low:
         guess = high * (target / known[high]) ** (1 / GROWTH) if target else high / 2
-    elif target and 0 < known[low] < known[high]:
+    elif target and high > 1.5 * low and 0 < known[low] < known[high]:
         power = math.log(known[high] / known[low]) / math.log(high / low)
         guess = high * (target / known[high]) ** (1 / power)
     else:
