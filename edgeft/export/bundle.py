@@ -83,12 +83,7 @@ def add(bundle_folder: Path, source: Path, name: str, *, host: Host, base: str |
         task: str | None = None, rank: int = 0) -> dict[str, Any]:
     """Put one more adapter beside a bundle's base; returns its parity report."""
     bundle = read_bundle(bundle_folder)
-    check_name(name)
-    if name in bundle.adapters:
-        raise UsageError(f"{bundle_folder}: has an adapter {name!r} already. Choose another name, or "
-                         f"`edgeft remove {bundle_folder} {name}` first.")
-    if not bundle.kinds:
-        raise UsageError(f"{bundle_folder}: its graph takes no adapters. Export the base without --merge.")
+    check_room(bundle, name)
     bundle.check_files(whole=True)
     job = resolve(source, _recorded_device(bundle), host, base=base or bundle.manifest["base"]["folder"],
                   quant=bundle.manifest["quant"]["kind"], name=name, task=task, rank=rank)
@@ -122,6 +117,16 @@ def add(bundle_folder: Path, source: Path, name: str, *, host: Host, base: str |
             os.replace(stage / file, bundle_folder / file)
             write_json(bundle_folder / MANIFEST, manifest)
     return dict(report)
+
+
+def check_room(bundle: Bundle, name: str) -> None:
+    """UsageError if a bundle cannot take an adapter of this name."""
+    check_name(name)
+    if name in bundle.adapters:
+        raise UsageError(f"{bundle.folder}: has an adapter {name!r} already. Choose another name, or "
+                         f"`edgeft remove {bundle.folder} {name}` first.")
+    if not bundle.kinds:
+        raise UsageError(f"{bundle.folder}: its graph takes no adapters. Export the base without --merge.")
 
 
 def _merging(job: Job) -> Any:

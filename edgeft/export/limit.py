@@ -18,7 +18,7 @@ import numpy as np
 
 from edgeft.contract.artifact import Artifact, read_artifact
 from edgeft.contract.budget import Budget
-from edgeft.contract.bundle import MANIFEST, check_name, describe_file, read_bundle
+from edgeft.contract.bundle import MANIFEST, describe_file, read_bundle
 from edgeft.contract.device import Device
 from edgeft.contract.errors import EdgeftError, UsageError
 from edgeft.contract.files import (
@@ -34,7 +34,7 @@ from edgeft.contract.files import (
 from edgeft.contract.tensors import TensorFile, write_tensors
 
 from . import verify
-from .bundle import add, export
+from .bundle import add, check_room, export
 
 if TYPE_CHECKING:
     from edgeft.plugins import Host
@@ -71,7 +71,7 @@ def export_within(budget: Budget, source: Path, device: Device, out: Path, *, ho
 def add_within(budget: Budget, bundle: Path, source: Path, name: str, *, host: Host, **how: Any) -> dict[str, Any]:
     """`add`, scaled to the budget; returns the adapter's parity report and its entry in bundle.json."""
     whole = read_bundle(bundle)
-    check_name(name)
+    check_room(whole, name)
     budget.check_files()
     artifact = read_artifact(source)
     _check_scalable(artifact, False, how.get("rank", 0))

@@ -164,6 +164,8 @@ def test_add_keeps_to_a_budget_and_leaves_the_bundle_alone_when_it_cannot(
     assert entry(bundle, "less")["scale"] < 1
     assert "scale" not in entry(bundle)
     text = run.parent / "pairs.jsonl"
+    again = fails(capsys, 2, "add", bundle, run, "--name", "less", "--forgetting-budget", "1", "--probe", probe)
+    assert again.startswith(f"{bundle}: has an adapter 'less' already")
     found = [evaluate(bundle, text, probe, {name: 1.0})["forgetting"] for name in ("less", "colors")]
     assert found[0] <= forgotten / 2 < found[1]
     assert verify(bundle)["replayed"] > 6
