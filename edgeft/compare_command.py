@@ -41,14 +41,14 @@ def asks_to_compare(compare: bool, device: str | None, answers: int | None, **fi
     return compare
 
 
-def compare_command(run: Path, data: Path, task: str | None, as_json: bool, *, device: str | None, answers: int | None,
+def compare_command(run: Path, data: Path | None, task: str | None, as_json: bool, *, device: str | None, answers: int | None,
                     work: Path | None, chart: Path | None, out: Path | None, **not_for_it: Any) -> None:
     """Compare, write comparison.json, print."""
     given = [name for name, value in not_for_it.items() if value]
     if given:
         raise UsageError(f"--{given[0]} is not for --compare: it measures a run as it would stand on --device.")
-    if not device:
-        raise UsageError("--compare needs --device: the grid that the ways are compared on.")
+    if not device or data is None:
+        raise UsageError("--compare needs --device, the grid that the ways are compared on, and --data.")
     for flag, file in (("--chart", chart), ("--out", out)):
         if file is not None and (file.is_dir() or not file.absolute().parent.is_dir()):
             raise UsageError(f"{flag} {file}: must be a file in a folder that is there.")

@@ -215,7 +215,7 @@ def test_a_device_of_floats_and_a_bundle(run: Path, bundle: Path, data: Path, tm
 
 
 @pytest.mark.parametrize(("words", "said"), [
-    ([], "--compare needs --device"), (["--device", "cpu-x86"], "Did you mean 'cpu-x86_64'"),
+    ([], "--compare needs --device, the grid"), (["--device", "cpu-x86"], "Did you mean 'cpu-x86_64'"),
     (["--device", "cpu-x86_64", "--probe", "p.jsonl"], "--probe is not for --compare"),
     (["--device", "cpu-x86_64", "--adapter", "x"], "--adapter is not for --compare"),
     (["--device", "cpu-x86_64", "--out", "nowhere/c.json"], "must be a file in a folder that is there"),

@@ -59,7 +59,7 @@ def _next(low: float, high: float, known: dict[float, float], budget: float) -> 
     Where that has not met the budget soon, every other look is at the middle: a bent curve would be crept along.
     """
     target = budget * (NEAR[0] + NEAR[1]) / 2
-    if len(known) >= 4 and len(known) % 2 == 0:
+    if len(known) >= 6 and len(known) % 2 == 0:
         guess = (low + high) / 2
     elif not low:
         guess = high * (target / known[high]) ** (1 / GROWTH) if target else high / 2
@@ -136,6 +136,7 @@ def bounded(examples: Sequence[Example], limit: int) -> list[Example]:
 def main() -> None:
     """Answer the job: what was found, or the error that its user shall see."""
     job = json.loads(Path(sys.argv[1]).read_text())
+    found: dict[str, Any]
     try:
         found = {"found": (fit if job["fit"] else measure)(job)}
     except EdgeftError as error:

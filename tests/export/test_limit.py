@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 
 from edgeft.cli import main
 from edgeft.contract.bundle import MANIFEST
-from edgeft.contract.tensors import TensorFile
+from edgeft.contract.tensors import TensorFile, write_tensors
 from edgeft.run.evaluate import evaluate
 from edgeft.run.verify import verify
 from tests.conftest import WORDS, export_bundle, lines, pairs, train_run
@@ -53,6 +54,16 @@ def forgotten(whole: Path, run: Path, probe: Path) -> float:
     found = float(evaluate(whole, run.parent / "pairs.jsonl", probe, None)["forgetting"])
     assert found > 0.1, "the fixture must forget, or nothing is limited"
     return found
+
+
+@pytest.fixture(scope="module")
+def hurting(tmp_path_factory: pytest.TempPathFactory, run: Path) -> Path:
+    """The same LoRA turned round: where a little of it helped the probe, a little of this hurts."""
+    folder = Path(shutil.copytree(run, tmp_path_factory.mktemp("limit") / "hurting"))
+    file = TensorFile(folder / "adapter_model.safetensors")
+    tensors = {name: np.array(file[name]) * (-1 if "lora_B" in name else 1) for name in file}
+    write_tensors(folder / "adapter_model.safetensors", tensors, file.metadata)
+    return folder
 
 
 def entry(bundle: Path, name: str = "colors") -> dict[str, Any]:
@@ -141,20 +152,21 @@ def test_merged_it_stays_within_too(tmp_path: Path, run: Path, probe: Path, forg
     assert json.loads((full / MANIFEST).read_text())["base"]["fingerprint"] != manifest["base"]["fingerprint"]
 
 
-def test_an_impossible_budget_is_refused_with_the_figures(tmp_path: Path, run: Path, probe: Path,
+def test_an_impossible_budget_is_refused_with_the_figures(tmp_path: Path, hurting: Path, probe: Path,
                                                           capsys: pytest.CaptureFixture[str]) -> None:
-    said = fails(capsys, 1, "export", run, "--device", "cpu-x86_64", "--quant", "fp32", "--out", tmp_path / "b",
-                 "--forgetting-budget", "1e-9", "--probe", probe)
-    assert f"no scale of it stays within --forgetting-budget 1e-09 on {probe}" in said
+    said = fails(capsys, 1, "export", hurting, "--device", "cpu-x86_64", "--quant", "fp32", "--out", tmp_path / "b",
+                 "--forgetting-budget", "1e-6", "--probe", probe)
+    assert f"no scale of it stays within --forgetting-budget 1e-06 on {probe}" in said
     assert [float(scale) for scale in re.findall(r"scale (\S+): forgets \+", said)] == [1, 0.5, 0.05]
     assert not list(tmp_path.iterdir())
 
 
 def test_add_keeps_to_a_budget_and_leaves_the_bundle_alone_when_it_cannot(
-        tmp_path: Path, run: Path, probe: Path, forgotten: float, capsys: pytest.CaptureFixture[str]) -> None:
+        tmp_path: Path, run: Path, hurting: Path, probe: Path, forgotten: float,
+        capsys: pytest.CaptureFixture[str]) -> None:
     bundle = export_bundle(tmp_path / "b", run, "--quant", "fp32")
     before = {path: path.read_bytes() for path in bundle.rglob("*") if path.is_file()}
-    fails(capsys, 1, "add", bundle, run, "--name", "less", "--forgetting-budget", "1e-9", "--probe", probe)
+    fails(capsys, 1, "add", bundle, hurting, "--name", "less", "--forgetting-budget", "1e-6", "--probe", probe)
     assert {path: path.read_bytes() for path in bundle.rglob("*") if path.is_file()} == before
     with pytest.raises(SystemExit) as ended:
         main(["add", str(bundle), str(run), "--name", "less", "--forgetting-budget", str(forgotten / 2), "--probe",
