@@ -41,8 +41,9 @@ def asks_to_compare(compare: bool, device: str | None, answers: int | None, **fi
     return compare
 
 
-def compare_command(run: Path, data: Path | None, task: str | None, as_json: bool, *, device: str | None, answers: int | None,
-                    work: Path | None, chart: Path | None, out: Path | None, **not_for_it: Any) -> None:
+def compare_command(run: Path, data: Path | None, task: str | None, as_json: bool, *, device: str | None,
+                    answers: int | None, work: Path | None, chart: Path | None, out: Path | None,
+                    **not_for_it: Any) -> None:
     """Compare, write comparison.json, print."""
     given = [name for name, value in not_for_it.items() if value]
     if given:
