@@ -77,6 +77,7 @@ def matrices(bundle: Path, name: str = "colors") -> dict[str, Any]:
 
 def fails(capsys: pytest.CaptureFixture[str], code: int, *words: object) -> str:
     """The message of a command that is refused."""
+    capsys.readouterr()
     with pytest.raises(SystemExit) as ended:
         main([str(word) for word in words])
     out, err = capsys.readouterr()
@@ -205,7 +206,6 @@ def test_a_soft_prompt_has_no_scale(tmp_path: Path, knowing: Path, run: Path, pr
                                     capsys: pytest.CaptureFixture[str]) -> None:
     soft = train_run(tmp_path / "soft", knowing, run.parent / "pairs.jsonl", "--max-steps", 10, method="prompt_tuning")
     words = ["export", soft, "--device", "cpu-x86_64", "--quant", "fp32", "--probe", probe, "--forgetting-budget"]
-    capsys.readouterr()
     said = fails(capsys, 1, *words, "1e-9", "--out", tmp_path / "b")
     assert "is a soft prompt, which is there or not" in said
     assert not (tmp_path / "b").exists()
