@@ -20,17 +20,20 @@ if TYPE_CHECKING:
     from edgeft.plugins import Host
     from edgeft.train.job import Job
 
-ON_A_GRID = ("device", "quant", "block", "rounding")  # words of a training that a twin does not take over
+# words of a training that name or serve its grid, and those that only measure
+ON_A_GRID = ("device", "quant", "block", "asymmetric", "rounding", "packed")
+MEASURED = ("data", "metrics", "forgetting", "grid", "samples", "versions", "prompt", "probe", "pairs")
+PLAIN = {"symmetric": True, "rounding": "rtn"}  # a grid of which nothing else is said
 
 
 def twin_of(artifact: Artifact, device: Device | None, work: Path, host: Host) -> Path:
     """A run trained as this one was, but on the device's grid, or on float without one: itself, cached, or made now."""
-    from edgeft.train.grid import grid_of
-
-    grid = grid_of(device) if device else None
+    grid = _grid_of(device) if device else None
     if same_grid(artifact.record.get("grid"), grid):
         return artifact.folder
     stored = asked_for(artifact)
+    if grid is None and stored["options"].get("init") == "loftq":  # a start that makes up for a grid's rounding
+        stored["options"] = {**stored["options"], "init": "default"}
     key = hashlib.sha256(json.dumps([stored, artifact.record["data"], artifact.base_fingerprint, grid],
                                     sort_keys=True).encode()).hexdigest()[:12]
     folder = work / f"{'{quant}-{block}'.format(**grid) if grid else 'float'}-{key}"
@@ -46,7 +49,12 @@ def same_grid(one: Mapping[str, Any] | None, other: Mapping[str, Any] | None) ->
     """Whether two grids round alike, whatever devices they are named after."""
     if not one or not other:
         return bool(one) == bool(other)
-    return all(one[key] == other[key] for key in one.keys() & other.keys() - {"device", "fingerprint"})
+    return all({**PLAIN, **one}[key] == {**PLAIN, **other}[key] for key in ("quant", "block", *PLAIN))
+
+
+def _grid_of(device: Device) -> dict[str, Any]:
+    """A device's grid as edgeft.json tells it."""
+    return {key: getattr(device.graph, key) for key in ("quant", "block", *PLAIN) if hasattr(device.graph, key)}
 
 
 def check_base(artifact: Artifact) -> None:
@@ -81,11 +89,11 @@ def asked_for(artifact: Artifact) -> dict[str, Any]:
         tasks.append({**task, "data": str(path)})
     faults.raise_if_any("Put the data back as they were, or train again.")
     settings = {key: value for key, value in record["settings"].items() if key not in ON_A_GRID}
-    if record.get("eval_data"):
-        settings["holdout"] = 0.0  # with data to evaluate on, no line was held out
-    rest = {key: value for key, value in record.items()
-            if key not in {*ON_A_GRID, "data", "metrics", "forgetting", "grid", "samples", "versions", "prompt"}}
-    return {**rest, "base": artifact.base, "tasks": tasks, "eval_data": [], "probe": "", "settings": settings}
+    evals = record.get("eval_data") or []
+    if evals and not settings.get("stop_at_loss"):  # they decide nothing but that no line was held out
+        settings["holdout"], evals = 0.0, []
+    rest = {key: value for key, value in record.items() if key not in {*ON_A_GRID, *MEASURED}}
+    return {**rest, "base": artifact.base, "tasks": tasks, "eval_data": evals, "settings": settings}
 
 
 def _job(artifact: Artifact, stored: dict[str, Any], folder: Path, host: Host) -> Job:
