@@ -9,7 +9,7 @@ is measured on the second, with the loss on e2e/test. Targets: within 5 % of the
 impossible budget (a ten-thousandth of what scale 1 forgets) refused with the figures and nothing written.
 
 With --work FOLDER run and bundles stay there, and what a call finds there is not made again. Ends with exit code 1 when
-a target is missed.
+the impossible budget is not refused, or something was written.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def main() -> None:
     report = {"benchmark": "forgetting_budget", "machine": machine(), "steps": args.steps, "rows": rows,
               "refused": refusal}
     print(json.dumps(report, indent=2) if args.json else describe(report))
-    sys.exit(0 if met(report) else 1)
+    sys.exit(0 if refused(report["refused"]) else 1)
 
 
 def limited(tuned: Path, budget: float, args: Any, work: Path) -> dict[str, Any]:
@@ -83,11 +83,14 @@ def impossible(tuned: Path, row: dict[str, Any], args: Any, work: Path) -> dict[
     return {"exit_code": done.returncode, "written": out.exists(), "said": done.stderr.partition("edgeft: ")[2]}
 
 
-def met(report: dict[str, Any]) -> bool:
-    """Whether both targets are."""
-    refusal = report["refused"]
-    return all(abs(row["off"]) <= NEAR for row in report["rows"] if row["scale"] < 1) \
-        and refusal["exit_code"] == 1 and not refusal["written"]
+def refused(found: dict[str, Any]) -> bool:
+    """Whether the impossible was refused with figures, and nothing written."""
+    return found["exit_code"] == 1 and not found["written"] and "scale 0.05: forgets" in found["said"]
+
+
+def near(rows: list[dict[str, Any]]) -> bool:
+    """Whether every budget was met on the lines that were not seen."""
+    return all(abs(row["off"]) <= NEAR for row in rows if row["scale"] < 1)
 
 
 def describe(report: dict[str, Any]) -> str:
@@ -100,7 +103,8 @@ def describe(report: dict[str, Any]) -> str:
         table(["budget", "scale", "fitted half", "held-out half", "off", "e2e/test loss", "measured scales"], rows),
         f"forgetting at scale 1: {first['at_scale_1']:+.4f} nats per token; fitted on {first['tokens']:,} tokens",
         "an impossible budget, exit code {exit_code}:\n{said}".format(**report["refused"]).rstrip(),
-        f"within {NEAR:.0%} of the budget on held-out lines, and the impossible refused: {verdict(met(report))}"])
+        f"within {NEAR:.0%} of the budget on held-out lines: {verdict(near(report['rows']))}; the impossible refused: "
+        f"{verdict(refused(report['refused']))}"])
 
 
 if __name__ == "__main__":
