@@ -20,7 +20,7 @@ from .classify import check_generates
 from .evaluate import mean_loss, tokenize
 from .model import Model
 
-PROBE_TOKENS, TASK_TOKENS = 32_768, 8_192  # at most so many are measured, from lines that are evenly far apart
+PROBE_TOKENS, TASK_TOKENS = 65_536, 8_192  # at most so many are measured, from lines that are evenly far apart
 SMALLEST = 0.05  # below it an adapter is as good as switched off
 NEAR = (0.98, 0.999)  # a scale that uses this share of the budget is near enough; the rest is for rounding
 TRIES = 16
