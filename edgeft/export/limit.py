@@ -222,8 +222,7 @@ def _merged(budget: Budget, job: Mapping[str, Any], found: Mapping[str, Any], fo
         measured = _ask(bundle, {**job, "adapter": ""}, fit=False, base_loss=found["base_loss"])
         forgotten = float(measured["forgetting"])
         if forgotten <= budget.nats:
-            told = _told(job, {**found, "task": measured["task"]}, scale, forgotten)
-            manifest["provenance"] |= told
+            manifest["merged"] = _told(job, {**found, "task": measured["task"]}, scale, forgotten)
             write_json(bundle / MANIFEST, manifest)
             return bundle
         figures.append(f"  scale {scale:g}: forgets {forgotten:+.4f} nats per token")

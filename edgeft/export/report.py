@@ -17,7 +17,7 @@ def describe(manifest: dict[str, Any], out: Path) -> str:
         size = manifest["files"][manifest["adapters"][name]["file"]]["size"]
         lines += describe_parity(f"adapter {name} ({size / 2**20:.2f} MiB)", report, manifest["parity"]["against"])
         lines += describe_limit(manifest["adapters"][name])
-    lines += describe_limit(manifest["provenance"])
+    lines += describe_limit(manifest.get("merged", {}))
     memory = manifest["memory"]
     lines.append(f"  memory: {memory['predicted_peak_mib']:,.0f} MiB predicted at {manifest['context']} tokens, "
                  f"{memory['verified_peak_mib']:,.0f} MiB at the peak of verification; "

@@ -142,7 +142,7 @@ def test_merged_it_stays_within_too(tmp_path: Path, run: Path, probe: Path, forg
     budget = forgotten / 2
     bundle = limited(tmp_path / "b", run, budget, probe, "--merge")
     manifest = json.loads((bundle / MANIFEST).read_text())
-    told = manifest["provenance"]
+    told = manifest["merged"]
     assert manifest["adapters"] == {}
     assert 0.9 * budget <= told["forgetting"]["forgetting"] <= budget
     text = lines(tmp_path / "probe-as-data.jsonl", [json.loads(line) for line in probe.read_text().splitlines()])
