@@ -16,6 +16,7 @@ the impossible budget is not refused, or something was written.
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -80,6 +81,7 @@ def words(budget: float, args: Any, work: Path) -> list[str]:
 def impossible(tuned: Path, args: Any, work: Path) -> dict[str, Any]:
     """A budget that no scale keeps: what is said, and whether anything was left."""
     out = work / "impossible"
+    shutil.rmtree(out, ignore_errors=True)  # of an earlier call that was not refused
     command = [*EDGEFT, "export", str(tuned), "--out", str(out), *words(1e-5, args, work), "--quant", "fp32"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return {"exit_code": done.returncode, "written": out.exists(), "said": done.stderr.partition("edgeft: ")[2]}
