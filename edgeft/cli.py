@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
 from edgeft import __version__, plugins
+from edgeft.budget_command import budget_options, read_budget
+from edgeft.compare_command import asks_to_compare, compare_command, compare_options
 from edgeft.contract.errors import EdgeftError, UsageError, did_you_mean
 from edgeft.contract.files import refuse_existing
 from edgeft.install_command import install_command
@@ -70,9 +73,13 @@ def _loss(result: dict[str, Any]) -> str:
 @click.option("--base", help="Of a PEFT folder that does not say, or says wrongly.")
 @click.option("--task", help="Whose prompt template phrases the data, where there are several.")
 @click.option("--json", "as_json", is_flag=True)
+@compare_options
 def eval_command(subject: Path, data: Path | None, probe: Path | None, pairs: Path | None, adapter: tuple[str, ...],
-                 base: str | None, task: str | None, as_json: bool) -> None:
+                 base: str | None, task: str | None, as_json: bool, compare: bool, **comparing: Any) -> None:
     """Loss in nats per completion token; with --probe and --pairs what was forgotten."""
+    if asks_to_compare(compare, **comparing):
+        compare_command(subject, data, task, as_json, **comparing, probe=probe, pairs=pairs, adapter=adapter, base=base)
+        return
     if not (data or probe or pairs):
         raise UsageError("--data is missing (or --probe, or --pairs): there is nothing to measure.")
     if (subject / "bundle.json").is_file():
@@ -108,10 +115,11 @@ def eval_command(subject: Path, data: Path | None, probe: Path | None, pairs: Pa
 @click.option("--rounding", type=click.Choice(["rtn", "mse"]), help="How codes are chosen. [the device file's]")
 @click.option("--name", help="The adapter's name. [its folder's]")
 @click.option("--task", help="Whose prompt to ship, of a method that learns one for each task.")
+@budget_options
 @click.option("--json", "as_json", is_flag=True, help="Print the parity report as JSON.")
 def export_command(source: Path, device: str, out: Path, merge: bool, base: str | None, quant: str | None,
                    block: str | None, asymmetric: bool | None, rounding: str | None, name: str | None,
-                   task: str | None, as_adapter: bool, rank: int | None, as_json: bool) -> None:
+                   task: str | None, as_adapter: bool, rank: int | None, as_json: bool, **limit: Any) -> None:
     """Write a verified bundle for a device: an ONNX base with the adapter beside it, or merged."""
     host = plugins.host()
     if merge and as_adapter:
@@ -119,14 +127,17 @@ def export_command(source: Path, device: str, out: Path, merge: bool, base: str 
     compressed = _rank(as_adapter, rank)
     target = host.device(device)  # a typo is told before torch is loaded
     refuse_existing(out)
+    budget = read_budget(**limit)
     from edgeft.export.bundle import export
+    from edgeft.export.limit import export_within
     from edgeft.export.report import describe
 
     detailed = block or rounding or asymmetric is not None
     grid = target.graph.grid(quant).but(block=int(block) if block else None, rounding=rounding,
                                         symmetric=None if asymmetric is None else not asymmetric)
-    report = export(source, target, out, host=host, merge=merge, base=base, quant=grid if detailed else quant,
-                    name=name, task=task, rank=compressed)
+    make = partial(export_within, budget) if budget else export
+    report = make(source, target, out, host=host, merge=merge, base=base, quant=grid if detailed else quant, name=name,
+                  task=task, rank=compressed)
     print_json(report) if as_json else click.echo(describe(report, out))
 
 
@@ -138,15 +149,18 @@ def export_command(source: Path, device: str, out: Path, merge: bool, base: str 
 @click.option("--rank", type=click.IntRange(1), help="Of --as-adapter. [16]")
 @click.option("--base", help="The base's folder, where the bundle does not find it.")
 @click.option("--task", help="Whose prompt to ship, of a method that learns one for each task.")
+@budget_options
 @click.option("--json", "as_json", is_flag=True, help="Print the parity report as JSON.")
 def add_command(bundle: Path, source: Path, name: str, base: str | None, task: str | None, as_adapter: bool,
-                rank: int | None, as_json: bool) -> None:
+                rank: int | None, as_json: bool, **limit: Any) -> None:
     """Put one more adapter beside the base of a bundle."""
-    compressed = _rank(as_adapter, rank)
+    compressed, budget = _rank(as_adapter, rank), read_budget(**limit)
     from edgeft.export.bundle import add
+    from edgeft.export.limit import add_within
     from edgeft.export.report import describe_adapter
 
-    report = add(bundle, source, name, host=plugins.host(), base=base, task=task, rank=compressed)
+    make = partial(add_within, budget) if budget else add
+    report = make(bundle, source, name, host=plugins.host(), base=base, task=task, rank=compressed)
     print_json(report) if as_json else click.echo(describe_adapter(name, report))
 
 

@@ -69,11 +69,9 @@ def _run(method: Method[Any], given: dict[str, Any]) -> None:
         stored = _stored(out, method.name)
     else:
         _refuse_existing_run(out)
-    mixture = [{"tasks": stored.get("tasks"), "eval_data": stored.get("eval_data")},
-               {"tasks": config.pop("tasks", None), **config}, {**given, "tasks": None}]
-    earlier = {key: stored[key] for key in TEXTS if key in stored}
-    layers = [{**earlier, **stored.get("options", {}), **stored.get("settings", {})}, config, given]
-    job = _job(method, layers, mixture, out)
+    earlier, tasks = _recorded(stored)
+    mixture = [tasks, {"tasks": config.pop("tasks", None), **config}, {**given, "tasks": None}]
+    job = _job(method, [earlier, config, given], mixture, out)
     if resume:
         from edgeft.train.job import refuse_changes
 
@@ -83,6 +81,19 @@ def _run(method: Method[Any], given: dict[str, Any]) -> None:
     record = train(job, resume=resume)
     if is_main():
         _print_run(out, record, as_json)
+
+
+def job_again(method: Method[Any], stored: dict[str, Any], out: Path) -> Job:
+    """A training as it was recorded, into another folder."""
+    earlier, tasks = _recorded(stored)
+    return _job(method, [earlier], [tasks], out)
+
+
+def _recorded(stored: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a run was asked for: a layer of options, and one of the mixture."""
+    texts = {key: stored[key] for key in TEXTS if key in stored}
+    return ({**texts, **stored.get("options", {}), **stored.get("settings", {})},
+            {"tasks": stored.get("tasks"), "eval_data": stored.get("eval_data")})
 
 
 def _job(method: Method[Any], layers: Sequence[dict[str, Any]], mixture: Sequence[dict[str, Any]],

@@ -11,6 +11,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from edgeft import __version__
 from edgeft.contract.bundle import (
     FORMAT,
@@ -47,15 +49,16 @@ RUNTIME_MIB = 70  # Python, numpy, tokenizers and onnxruntime themselves
 
 
 def export(source: Path, device: Device, out: Path, *, host: Host, merge: bool = False, base: str | None = None,
-           quant: str | Quant | None = None, name: str | None = None, task: str | None = None,
-           rank: int = 0) -> dict[str, Any]:
+           quant: str | Quant | None = None, name: str | None = None, task: str | None = None, rank: int = 0,
+           scale: float = 1.0) -> dict[str, Any]:
     """Write a bundle and return its manifest; below the bar nothing is left behind.
 
     `quant`: a kind on the device's own blocks, or a whole grid. `rank`: compress what was learned, a whole tuned model
-    too, to a low-rank adapter beside its base.
+    too, to a low-rank adapter beside its base. `scale`: how much of the change is merged.
     """
     refuse_existing(out)
-    job = resolve(source, device, host, merge=merge, base=base, quant=quant, name=name, task=task, rank=rank)
+    job = resolve(source, device, host, merge=merge, base=base, quant=quant, name=name, task=task, rank=rank,
+                  scale=scale)
     weights = Source(job.base.weights, job.base.tied, _merging(job))
     check_description(job, quant)
     with staged(out) as stage:
@@ -83,12 +86,7 @@ def add(bundle_folder: Path, source: Path, name: str, *, host: Host, base: str |
         task: str | None = None, rank: int = 0) -> dict[str, Any]:
     """Put one more adapter beside a bundle's base; returns its parity report."""
     bundle = read_bundle(bundle_folder)
-    check_name(name)
-    if name in bundle.adapters:
-        raise UsageError(f"{bundle_folder}: has an adapter {name!r} already. Choose another name, or "
-                         f"`edgeft remove {bundle_folder} {name}` first.")
-    if not bundle.kinds:
-        raise UsageError(f"{bundle_folder}: its graph takes no adapters. Export the base without --merge.")
+    check_room(bundle, name)
     bundle.check_files(whole=True)
     job = resolve(source, _recorded_device(bundle), host, base=base or bundle.manifest["base"]["folder"],
                   quant=Quant.from_json(bundle.manifest["quant"]), name=name, task=task, rank=rank)
@@ -125,11 +123,23 @@ def add(bundle_folder: Path, source: Path, name: str, *, host: Host, base: str |
     return dict(report)
 
 
+def check_room(bundle: Bundle, name: str) -> None:
+    """UsageError if a bundle cannot take an adapter of this name."""
+    check_name(name)
+    if name in bundle.adapters:
+        raise UsageError(f"{bundle.folder}: has an adapter {name!r} already. Choose another name, or "
+                         f"`edgeft remove {bundle.folder} {name}` first.")
+    if not bundle.kinds:
+        raise UsageError(f"{bundle.folder}: its graph takes no adapters. Export the base without --merge.")
+
+
 def _merging(job: Job) -> Any:
     if not job.merge or job.learned is None:
         return None
-    learned = job.learned
-    return lambda name, weight: merge_weight(learned, name, weight)
+    learned, scale = job.learned, np.float32(job.scale)
+    if scale == 1:
+        return lambda name, weight: merge_weight(learned, name, weight)
+    return lambda name, weight: weight + scale * (merge_weight(learned, name, weight) - weight)
 
 
 def _write_graph(job: Job, weights: Source, stage: Path) -> tuple[BaseGraph, Assembly]:

@@ -71,6 +71,13 @@ class Oracle:
                 self.base = self.model.merge_and_unload()
             self.model = self.base
 
+    @torch.no_grad()
+    def blend(self, start: PreTrainedModel, scale: float) -> None:
+        """Go only a part of the way from the untouched base to what was folded in."""
+        before = dict(start.named_parameters(remove_duplicate=False))
+        for name, parameter in self.base.named_parameters():
+            parameter.copy_(before[name] + scale * (parameter - before[name]))
+
     @torch.inference_mode()
     def greedy(self, ids: Sequence[int], new: int) -> list[int]:
         """Greedy tokens after a prompt, ended by the first end-of-sequence token."""

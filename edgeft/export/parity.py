@@ -73,6 +73,9 @@ def _ask_torch(job: Job, modules: Sequence[str], prompts: Sequence[list[int]],
     tuned_cases: list[verify.Case] = []
     if job.learned is not None:
         oracle.attach(job.artifact, job.learned.method, job.learned.options)
+        if job.scale != 1:
+            oracle.fold()
+            oracle.blend(job.base.load(), job.scale)
         tuned_cases = verify.ask_torch(oracle, prompts, new)
     if job.quant.kind == "fp32":
         return base_cases, tuned_cases

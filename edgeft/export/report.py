@@ -18,6 +18,8 @@ def describe(manifest: dict[str, Any], out: Path) -> str:
     for name, report in manifest["parity"]["adapters"].items():
         size = manifest["files"][manifest["adapters"][name]["file"]]["size"]
         lines += describe_parity(f"adapter {name} ({size / 2**20:.2f} MiB)", report, manifest["parity"]["against"])
+        lines += describe_limit(manifest["adapters"][name])
+    lines += describe_limit(manifest.get("merged", {}))
     lines += [f"  {line}, as trained" for line in describe_forgetting(manifest["provenance"]["forgetting"])]
     memory = manifest["memory"]
     lines.append(f"  memory: {memory['predicted_peak_mib']:,.0f} MiB predicted at {manifest['context']} tokens, "
@@ -45,6 +47,20 @@ def describe_parity(subject: str, report: dict[str, Any], against: str) -> list[
     return lines
 
 
+def describe_limit(entry: dict[str, Any]) -> list[str]:
+    """The scale that a budget for forgetting left, and what it costs the task."""
+    if "forgetting_budget" not in entry:
+        return []
+    found, task = entry["forgetting"], entry["task_loss"]
+    lines = [f"    scale {entry['scale']:g}: forgets {found['forgetting']:+.4f} nats per token over "
+             f"{found['tokens']:,} of {Path(found['probe']).name}, of a budget of {entry['forgetting_budget']:g}"]
+    if task:
+        full = f" ({task['loss_at_scale_1']:.4f} at scale 1)" if "loss_at_scale_1" in task else ""
+        lines.append(f"    loss at that scale {task['loss']:.4f} nats per completion token over {task['tokens']:,} of "
+                     f"{Path(task['path']).name}{full}")
+    return lines
+
+
 def _describe_fidelity(found: dict[str, Any]) -> list[str]:
     """What a low-rank adapter lost of the model that it was compressed from."""
     lines = [f"    compressed to rank {found['rank']}: keeps {found['kept']:.1%} of the change (squared norm), "
@@ -61,4 +77,5 @@ def _describe_fidelity(found: dict[str, Any]) -> list[str]:
 
 def describe_adapter(name: str, report: dict[str, Any]) -> str:
     """The parity of an adapter that was added."""
-    return "\n".join([f"added {name}", *describe_parity(f"adapter {name}", report, "torch")])
+    return "\n".join([f"added {name}", *describe_parity(f"adapter {name}", report, "torch"),
+                      *describe_limit(report.get("entry", {}))])

@@ -41,6 +41,7 @@ class Job:
     context: int
     head: Head | None = None  # the classification head that the artifact brings
     compression: Compression | None = None  # of what was given, where `artifact` is a LoRA made of it
+    scale: float = 1.0  # how much of a merged change is folded in
 
     @property
     def source(self) -> Path:
@@ -69,8 +70,8 @@ class Job:
 
 
 def resolve(source: Path, device: Device, host: Host, *, merge: bool = False, base: str | None = None,
-             quant: str | Quant | None = None, name: str | None = None, task: str | None = None,
-             rank: int = 0) -> Job:
+            quant: str | Quant | None = None, name: str | None = None, task: str | None = None, rank: int = 0,
+            scale: float = 1.0) -> Job:
     """Everything that can be refused before any work is done; a `rank` compresses what was learned to an adapter."""
     artifact = read_artifact(source)
     stored = quant if isinstance(quant, Quant) else device.graph.grid(quant)
@@ -109,9 +110,10 @@ def resolve(source: Path, device: Device, host: Host, *, merge: bool = False, ba
         raise UsageError(f"{device.name}: its graphs take no adapters beside the base. Export with --merge.")
     fingerprint = opened.fingerprint
     if learned is not None and merge:
-        fingerprint = hashlib.sha256((fingerprint + _digest(learned)).encode()).hexdigest()
+        share = "" if scale == 1 else f" {scale}"
+        fingerprint = hashlib.sha256((fingerprint + _digest(learned) + share).encode()).hexdigest()
     return Job(opened, learned, artifact, device, stored, merge, chosen, fingerprint,
-               min(device.graph.context, opened.context), head, compression)
+               min(device.graph.context, opened.context), head, compression, scale)
 
 
 def _understood(artifact: Artifact, host: Host) -> Learned | None:
