@@ -124,7 +124,7 @@ def turns(contestants: dict[str, dict[str, Any]], repeats: int, work: Path) -> d
 def grid(device: str) -> list[str]:
     """How `edgeft train lora` is told to train on an int4 base, packed where it can."""
     offers = run([*EDGEFT, "train", "lora", "--help"])
-    return ["--device", device, *(["--packed"] if "--packed" in offers else [])]
+    return ["--device", device, *(["--packed", "yes"] if "--packed" in offers else [])]
 
 
 def describe(report: dict[str, Any]) -> str:

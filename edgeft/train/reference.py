@@ -65,7 +65,7 @@ class Reference:
         self.model.eval()
         try:
             with torch.no_grad(), self.model.disable_adapter():  # type: ignore[operator]
-                yield self.base.model
+                yield self.model  # type: ignore[misc]  # and not the base in it: a sharded one answers only whole
         finally:
             self.model.train(training)
 
