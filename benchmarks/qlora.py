@@ -6,7 +6,7 @@
 
 plan      `edgeft.train.memory_plan` for models of known shapes on an int4 grid of block 64, a LoRA of rank 16 on every
           linear layer, passes of 2,048 tokens: computed from the shapes, nothing is loaded. The total is a bound.
-measured  a model of --shape with random weights, the same LoRA, --steps steps of 4 rows of 128 tokens with gradient
+measured  a model of --shape with random weights, the same LoRA, --steps steps of 2 rows of 64 tokens with gradient
           checkpointing, in a process of its own each: the base as floats, on the grid as floats, and packed. The peak
           is of the steps alone (reset after loading): resident memory here, allocated memory on a GPU.
 """
@@ -107,7 +107,7 @@ def train(model: str, way: str, steps: str) -> dict[str, float]:
     device = torch.device("cuda" if gpu else "cpu")
     tuned.to(device).train()
     optimizer = torch.optim.AdamW(trainable(tuned).values(), lr=1e-4)
-    ids = torch.randint(3, base.model.config.vocab_size, (4, 128), generator=torch.Generator().manual_seed(0))
+    ids = torch.randint(3, base.model.config.vocab_size, (2, 64), generator=torch.Generator().manual_seed(0))
     ids = ids.to(device)
     gc.collect()
     held = _reset_peak(gpu)

@@ -87,6 +87,9 @@ def put_on_grid(model: PreTrainedModel, grid: Quant, *, packed: bool = False, ta
         rounded = found.dequantize()
         with torch.no_grad():
             module.weight.copy_(torch.from_numpy(np.ascontiguousarray(rounded.T if turned else rounded)))
+    if packed:
+        for parameter in model.parameters():
+            parameter.data = parameter.data.clone()  # the last ones that keep the base's whole file mapped
     return digests
 
 

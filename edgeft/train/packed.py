@@ -20,6 +20,7 @@ from edgeft.contract.grid import Grid, Quant
 from edgeft.contract.heads import SOFT_PROMPTS
 
 CHUNK = {"cpu": 1 << 20, "cuda": 1 << 24}  # values dequantized at once: floats of those alone stand beside the result
+WHOLE = 1 << 23  # weights of a layer that become floats at once; of a larger one, such as a head, a part at a time
 ALONE = 0.5  # share of a device's memory above which a float base is packed by itself
 
 
@@ -44,7 +45,12 @@ class Packed:
         """Weights of this layer."""
         return len(self.codes) * self.width
 
-    def dequantize(self, dtype: torch.dtype, picked: torch.Tensor | None = None) -> torch.Tensor:
+    def slices(self) -> list[slice]:
+        """Rows that are multiplied at once: a large head never becomes floats as a whole."""
+        step = max(1, WHOLE // self.width)
+        return [slice(start, start + step) for start in range(0, len(self.codes), step)]
+
+    def dequantize(self, dtype: torch.dtype, picked: torch.Tensor | slice | None = None) -> torch.Tensor:
         """Rows [out, in], or the picked ones of them, exactly as Grid.dequantize, then rounded to `dtype`."""
         parts = [self.codes, self.scales, self.zero_points]
         codes, scales, zeros = parts if picked is None else [part[picked] for part in parts]
@@ -67,13 +73,18 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, layer: Packed) -> torch.Tensor:
         ctx.layer = layer
-        return functional.linear(x, layer.dequantize(x.dtype))
+        parts = [functional.linear(x, layer.dequantize(x.dtype, rows)) for rows in layer.slices()]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, None]:
         if not ctx.needs_input_grad[0]:
             return None, None
-        return gradients[0] @ ctx.layer.dequantize(gradients[0].dtype), None
+        gradient, total = gradients[0], None
+        for rows in ctx.layer.slices():
+            part = gradient[..., rows] @ ctx.layer.dequantize(gradient.dtype, rows)
+            total = part if total is None else total.add_(part)
+        return total, None
 
 
 def _multiply(x: torch.Tensor, layer: Packed, bias: torch.Tensor | None) -> torch.Tensor:

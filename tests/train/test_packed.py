@@ -46,9 +46,12 @@ def test_a_packed_base_equals_the_same_grid_as_floats(model_type: str, grid: Qua
 
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing_enable")
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_gradients_of_a_lora_are_those_on_floats(checkpointing: bool) -> None:
+@pytest.mark.parametrize("whole", [320, 1 << 23])  # the first: ten rows of 32 at once
+def test_gradients_of_a_lora_are_those_on_floats(checkpointing: bool, whole: int,
+                                                 monkeypatch: pytest.MonkeyPatch) -> None:
     from peft import LoraConfig, get_peft_model
 
+    monkeypatch.setattr("edgeft.train.packed.WHOLE", whole)
     losses, gradients = [], []
     for base in both("llama", GRIDS[1], tied=True):
         torch.manual_seed(0)
