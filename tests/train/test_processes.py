@@ -51,7 +51,7 @@ def ended(process: subprocess.Popen[str], good: bool = True) -> str:
     finally:
         process.terminate()  # the launcher ends what it has started
     assert (process.returncode == 0) is good, err
-    assert out.count("wrote ") == good
+    assert out.count("\nwrote ") == good
     return err
 
 
