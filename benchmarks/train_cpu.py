@@ -133,21 +133,22 @@ class Clock:
 
     def __init__(self, base: str) -> None:
         import torch
+        from torch.nn.modules.module import register_module_forward_pre_hook
         from torch.optim.optimizer import register_optimizer_step_post_hook
         from transformers import AutoTokenizer
 
         self.passes: list[tuple[float, int, int]] = []  # when, real tokens, tokens with padding
         self.ends: list[float] = []
-        eos, embed = AutoTokenizer.from_pretrained(base).eos_token_id, torch.nn.Embedding.forward
+        eos = AutoTokenizer.from_pretrained(base).eos_token_id
         register_optimizer_step_post_hook(lambda *_: self.stepped())
 
-        def counting(module: torch.nn.Embedding, ids: torch.Tensor) -> torch.Tensor:
-            # a row ends with its first end of sequence, and both contestants pad with more of them
-            real = int(((ids == eos).to(torch.int8).argmax(1) + 1).sum())
-            self.passes.append((time.perf_counter(), real, ids.numel()))
-            return embed(module, ids)
+        def counting(module: torch.nn.Module, given: tuple[torch.Tensor, ...]) -> None:
+            if isinstance(module, torch.nn.Embedding):  # a packed one, too
+                # a row ends with its first end of sequence, and both contestants pad with more of them
+                real = int(((given[0] == eos).to(torch.int8).argmax(1) + 1).sum())
+                self.passes.append((time.perf_counter(), real, given[0].numel()))
 
-        torch.nn.Embedding.forward = counting  # type: ignore[method-assign]
+        register_module_forward_pre_hook(counting)
 
     def stepped(self) -> None:
         """An optimizer step has ended, on a GPU too."""
