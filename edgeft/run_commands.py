@@ -31,16 +31,18 @@ from edgeft.train_command import FOLDER
 @click.option("--raw", is_flag=True, help="Feed the text as it is, without any template or separator.")
 @click.option("--lookup/--no-lookup", default=None, help="Draft tokens from those so far. [where answers stay exact]")
 @click.option("--threads", type=click.IntRange(1), help="[the device file's]")
+@click.option("--provider", metavar="NAME", help="Another execution provider. [the device file's]")
 @click.option("--memory", type=click.IntRange(1), metavar="MIB", help="What the process may take. [the device file's]")
 @click.option("--json", "as_json", is_flag=True)
 def run_command(bundle: Path, prompt: str, adapter: tuple[str, ...], as_json: bool, threads: int | None,
-                memory: int | None, **sampling: Any) -> None:
+                memory: int | None, provider: str | None, **sampling: Any) -> None:
     """Answer one prompt."""
     from edgeft.run import load
     from edgeft.run.constrain import read_options
 
     wanted = adapters_option(adapter)
-    model = load(bundle, threads=threads, memory=memory, keep_prompts=0)  # one request: nothing comes again
+    model = load(bundle, threads=threads, memory=memory, provider=provider,
+                 keep_prompts=0)  # one request: nothing comes again
     text = sys.stdin.read().removesuffix("\n") if prompt == "-" else prompt
     if model.task(wanted) != "text-generation":
         _classify(model, text, wanted, as_json)
@@ -59,7 +61,7 @@ def _classify(model: Any, text: str, wanted: dict[str, float] | None, as_json: b
     from edgeft.run.classify import answer
 
     context = click.get_current_context()
-    others = ("bundle", "prompt", "adapter", "as_json", "threads", "memory")
+    others = ("bundle", "prompt", "adapter", "as_json", "threads", "memory", "provider")
     sampling = [name for name in context.params if name not in others
                 and context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE]
     if sampling:
@@ -97,6 +99,7 @@ def chat_command(bundle: Path, adapter: tuple[str, ...], system: str | None, mem
 @click.option("--repeats", default=3, show_default=True, type=click.IntRange(1))
 @click.option("--batch", default=8, show_default=True, type=click.IntRange(0), help="Requests at once; 0: none.")
 @click.option("--threads", type=click.IntRange(1), help="[the device file's]")
+@click.option("--provider", metavar="NAME", help="Another execution provider. [the device file's]")
 @click.option("--compare", is_flag=True, help="Also run onnxruntime-genai and llama.cpp, where they are installed.")
 @click.option("--gguf", type=FOLDER, metavar="FILE", help="The same base, for llama.cpp.")
 @click.option("--gguf-lora", type=FOLDER, metavar="FILE", help="The same adapter, for llama.cpp.")

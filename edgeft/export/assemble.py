@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import onnx_ir as ir
@@ -16,8 +16,10 @@ from edgeft.contract.bundle import SCALED_GRAPH, SlotGroup
 from edgeft.contract.grid import Grid, Quant
 from edgeft.contract.slots import Array
 
-from .graph import BaseGraph, integers
+from .dequantize import add_lookup, add_product
+from .graph import BaseGraph
 from .linears import Group, Piece, find_groups
+from .nodes import Builder, integers
 from .same_grid import tensor_digests
 from .scales import Product, add_scales
 from .store import Store
@@ -25,13 +27,15 @@ from .weights import Source
 
 MS = "com.microsoft"
 GATE = "adapter_gate"
+T = TypeVar("T")
 
 
 class Assembly:
-    """One graph being rewritten; `kinds` are the slot kinds that it gets."""
+    """One graph being rewritten; `kinds` are the slot kinds that it gets, `standard`: without contrib operators."""
 
-    def __init__(self, base: BaseGraph, source: Source, quant: Quant, kinds: Collection[str]) -> None:
-        self.base, self.source, self.quant, self.kinds = base, source, quant, kinds
+    def __init__(self, base: BaseGraph, source: Source, quant: Quant, kinds: Collection[str], *,
+                 standard: bool = False) -> None:
+        self.base, self.source, self.quant, self.kinds, self.standard = base, source, quant, kinds, standard
         self.graph = base.model.graph
         self.store = Store(base.model)
         self.groups = find_groups(base)
@@ -100,6 +104,13 @@ class Assembly:
     def _product(self, group: Group, read: ir.Value, nodes: list[ir.Node], *, tied: bool) -> ir.Value:
         """The packed base product; `tied` reads the embedding's own tensor."""
         name, out, size = group.slot.name, sum(piece.out for piece in group.pieces), group.slot.in_features
+        if self.quant.bits and self.standard:
+            builder = Builder(self.graph)
+            key = group.pieces[0].weight if tied else name
+            result = add_product(builder, self.store, self.quant, name, lambda: self._grid(key, group.pieces), read,
+                                 out, size)
+            nodes += builder.made
+            return result
         if self.quant.bits:
             values = self._grid_values(name, group.pieces, size, tied)
             return _node(nodes, "MatMulNBits", [read, *values], domain=MS, K=size, N=out, bits=self.quant.bits,
@@ -109,7 +120,7 @@ class Assembly:
             read = _node(nodes, "Cast", [read], to=int(ir.DataType.FLOAT16))
         if tied:  # the embedding's tensor again, read the other way round
             weight = self.graph.initializers[group.pieces[0].weight]
-            if half:
+            if half or self.standard:
                 turned = _node(nodes, "Transpose", [weight], perm=[1, 0])
                 result = _node(nodes, "MatMul", [read, turned])
             else:
@@ -170,6 +181,13 @@ class Assembly:
         block, bits = self.quant.block, self.quant.bits
         blocks = -(-size // block)
         piece = Piece(name, True, name.removesuffix(".weight"), rows)
+        if self.standard:
+            for gather in gathers:
+                builder = Builder(self.graph)
+                found = add_lookup(builder, self.store, self.quant, name, lambda: self._grid(name, [piece]),
+                                   lambda: self._points[name], _some(gather.inputs[1]), rows, size)
+                self._replace(gather, found, builder.made)
+            return
         codes = self.store.add(f"{name}.table", ir.DataType.UINT8, (rows, blocks, block * bits // 8),
                                lambda: self._grid(name, [piece]).codes, key=f"{name}.codes")
         scales = self.store.add(f"{name}.table_scales", ir.DataType.FLOAT, (rows, blocks, 1),
@@ -282,9 +300,9 @@ def _from_ids(value: ir.Value | None) -> bool:
     return value is not None
 
 
-def _some(array: NDArray[np.uint8] | None) -> NDArray[np.uint8]:
-    assert array is not None
-    return array
+def _some(value: T | None) -> T:
+    assert value is not None
+    return value
 
 
 def _node(nodes: list[ir.Node], op: str, inputs: Sequence[ir.Value], *, domain: str = "",

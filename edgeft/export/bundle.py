@@ -146,9 +146,9 @@ def _write_graph(job: Job, weights: Source, stage: Path) -> tuple[BaseGraph, Ass
     if job.base.encodes:
         graph = build_encoder(job.base.load(), weights)
     else:
-        graph = build_graph(job.base.config, job.base.load, weights, job.context)
+        graph = build_graph(job.base.config, job.base.load, weights, job.context, standard=job.device.graph.standard)
         expose_hidden(graph, keep_logits=job.task == "text-generation")
-    assembly = Assembly(graph, weights, job.quant, job.slots)
+    assembly = Assembly(graph, weights, job.quant, job.slots, standard=job.device.graph.standard)
     assembly.write(stage)
     if graph.cache == "shared":
         write_variants(stage, assembly.slots if "lowrank" in job.slots else [])

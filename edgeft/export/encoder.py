@@ -14,8 +14,9 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from edgeft.contract.bundle import LOGITS_TO_KEEP
 from edgeft.contract.errors import EdgeftError
 
-from .graph import BaseGraph, Origin, integers
+from .graph import BaseGraph, Origin
 from .linears import find_groups
+from .nodes import integers
 from .trace import _quiet
 from .traced import canonical_names, gemm_to_matmul, optimize
 from .weights import Source

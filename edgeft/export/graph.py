@@ -20,6 +20,7 @@ import onnx_ir as ir
 from edgeft.contract.errors import EdgeftError
 from edgeft.contract.slots import Array
 
+from .lower import declare, finite_masks, lower, not_standard
 from .weights import Source
 
 if TYPE_CHECKING:
@@ -62,16 +63,41 @@ class BaseGraph:
 
 
 def build_graph(config: transformers.PretrainedConfig, load: Callable[[], transformers.PreTrainedModel],
-                source: Source, context: int) -> BaseGraph:
-    """The base graph of a config; the torch model is loaded and traced only where mobius cannot build it."""
+                source: Source, context: int, *, standard: bool = False) -> BaseGraph:
+    """The base graph of a config; the torch model is loaded and traced only where mobius cannot build it.
+
+    `standard`: of standard operators of opset 21 alone; a shared cache becomes a growing one then.
+    """
     import mobius
 
     known = config.model_type in mobius.registry and not misread(config, context)
     graph = _from_mobius(config, source) if known else None
-    graph = graph or _from_trace(load(), source)
+    if graph is not None and standard:
+        graph = _lowered(graph)
+    if graph is None:
+        graph = _from_trace(load(), source)
+        if standard:
+            _check_standard(graph)
     _share(graph)
     _cut_rotary_tables(graph.model, context)
     return graph
+
+
+def _lowered(graph: BaseGraph) -> BaseGraph | None:
+    """The same in standard operators, or None where one of its operators has no such form here."""
+    if not lower(graph.model):
+        return None
+    graph.cache = "growing"
+    return graph
+
+
+def _check_standard(graph: BaseGraph) -> None:
+    finite_masks(graph.model)
+    left = not_standard(graph.model.graph)
+    if left:
+        raise EdgeftError(f"This architecture needs operators that are not in opset 21 ({', '.join(left)}), and the "
+                          "device takes no others.")
+    declare(graph.model)
 
 
 def misread(config: transformers.PretrainedConfig, context: int) -> str:
@@ -157,15 +183,6 @@ def untie(model: transformers.PreTrainedModel) -> None:
     head, embedding = cast(Any, model.get_output_embeddings()), cast(Any, model.get_input_embeddings())
     if head is not None and head.weight is embedding.weight:
         head.weight = torch.nn.Parameter(head.weight.detach().clone(), requires_grad=False)
-
-
-def integers(graph: ir.Graph, name: str, *values: int) -> ir.Value:
-    """A list of integers as an initializer of the graph, the one of this name if it is there."""
-    if name not in graph.initializers:
-        array = np.asarray(values, np.int64)
-        kind, tensor = ir.TensorType(ir.DataType.INT64), ir.tensor(array, name=name)
-        graph.register_initializer(ir.Value(name=name, shape=ir.Shape(array.shape), type=kind, const_value=tensor))
-    return graph.initializers[name]
 
 
 def _share(graph: BaseGraph) -> None:

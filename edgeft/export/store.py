@@ -14,6 +14,7 @@ from edgeft.contract.bundle import GRAPH, GRAPH_DATA
 
 ALIGN = 4096  # a page: what the runtime maps from the file needs no copy
 INLINE = 1024  # bytes; smaller tensors stay in the graph's own file
+PACKED = (ir.DataType.INT4, ir.DataType.UINT4)  # two numbers a byte, which numpy has no type for
 
 Make = Callable[[], np.ndarray[Any, Any]]
 
@@ -53,7 +54,7 @@ class Store:
                     continue
                 if item.key not in places:
                     array = np.ascontiguousarray(item.make())
-                    if array.nbytes <= INLINE:
+                    if array.nbytes <= INLINE and item.value.dtype not in PACKED:
                         item.value.const_value = ir.tensor(array, name=item.value.name)
                         self.model.graph.initializers[str(item.value.name)] = item.value
                         continue

@@ -18,7 +18,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass, TopologicalSortPass
 
 from edgeft.contract.bundle import DECODE_GRAPH, GRAPH, PLAIN_GRAPH, PREFILL_GRAPH, SlotGroup
 
-from .graph import integers
+from .nodes import integers
 
 
 @dataclass(frozen=True)

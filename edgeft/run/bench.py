@@ -25,10 +25,11 @@ Used = Mapping[str, float]  # adapter name -> scale
 WARM = 8  # tokens of a warm-up
 
 
-def bench(bundle: Path, adapters: Used | None, *, threads: int | None = None, **settings: int) -> dict[str, Any]:
+def bench(bundle: Path, adapters: Used | None, *, threads: int | None = None, provider: str | None = None,
+          **settings: int) -> dict[str, Any]:
     """Load a bundle and measure it; settings as in `measure`."""
     start = time.perf_counter()
-    model = load(bundle, threads=threads)
+    model = load(bundle, threads=threads, provider=provider)
     seconds = time.perf_counter() - start
     return {**measure(model, model.adapters_for(adapters), **settings), "load_ms": round(1000 * seconds, 1)}
 

@@ -48,10 +48,12 @@ class Model:
     `lookup`: whether drafts are made of tokens that were there before; by itself where answers stay exact (fp32).
     `keep_prompts`: MiB for keys and values of
     prompts that may come again. `several`: keep a graph open for each kind of step, also without prepared weights.
+    `provider`: another execution provider than the device file's.
     """
 
     def __init__(self, bundle: str | Path, *, threads: int | None = None, memory: int | None = None,
-                 lookup: bool | None = None, keep_prompts: int = 64, several: bool = False) -> None:
+                 lookup: bool | None = None, keep_prompts: int = 64, several: bool = False,
+                 provider: str | None = None) -> None:
         before = rss_mib() * MIB
         self.bundle = read_bundle(Path(bundle))
         check_runnable(self.bundle)
@@ -61,7 +63,7 @@ class Model:
         except Exception as error:  # tokenizers raises bare Exceptions
             raise EdgeftError(f"{self.bundle.folder}: its tokenizer.json cannot be read ({error})") from None
         self.render = read_chat_template(self.bundle.folder)
-        self.graphs = Graphs(self.bundle, threads, several=several)
+        self.graphs = Graphs(self.bundle, threads, several=several, provider=provider)
         self.budget = Budget(self._limit(memory), int(before) + RUNTIME + self.graphs.weight_bytes)
         self.graphs.frugal = self.budget.limit < self.budget.fixed + 2 * self.graphs.weight_bytes + RUNTIME
         self.shelf = Shelf(self.bundle, self.budget)

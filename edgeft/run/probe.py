@@ -13,12 +13,14 @@ from typing import Any
 
 import numpy as np
 
+from edgeft.contract.bundle import read_bundle
 from edgeft.contract.memory import peak_mib
 from edgeft.contract.tensors import write_tensors
 
 from .adapters import length_of
 from .classify import raw_outputs
 from .model import Model
+from .provider import here
 
 
 def answer(model: Model, ids: list[int], forced: list[int], new: int, adapters: dict[str, float]) -> dict[str, Any]:
@@ -57,7 +59,7 @@ def contract_logits(model: Model, ids: list[int], adapters: dict[str, float]) ->
 def main() -> None:
     """Answer every item of the job."""
     job = json.loads(Path(sys.argv[1]).read_text())
-    model = Model(job["bundle"], several=True, keep_prompts=0)
+    model = Model(job["bundle"], several=True, keep_prompts=0, provider=here(read_bundle(Path(job["bundle"]))))
     found: dict[str, Any] = {}
     for index, item in enumerate(job["items"]):
         if "rows" in item:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from edgeft.contract.bundle import read_bundle
 from edgeft.contract.data import Example, kind_of, read_records
 from edgeft.contract.errors import EdgeftError, UsageError
 from edgeft.contract.files import sha256
@@ -19,6 +20,7 @@ from edgeft.contract.files import sha256
 from .classify import check_generates
 from .evaluate import mean_loss, tokenize
 from .model import Model
+from .provider import here
 
 PROBE_TOKENS, TASK_TOKENS = 65_536, 8_192  # at most so many are measured, from lines that are evenly far apart
 SMALLEST = 0.05  # below it an adapter is as good as switched off
@@ -75,7 +77,7 @@ def _next(low: float, high: float, known: dict[float, float], budget: float) -> 
 def fit(job: dict[str, Any]) -> dict[str, Any]:
     """Fit a bundle's adapter to a budget: scale, forgetting, and the loss on the task's own data."""
     probe = _probe(Path(job["probe"]))
-    model = Model(job["bundle"], keep_prompts=0)
+    model = Model(job["bundle"], keep_prompts=0, provider=here(read_bundle(Path(job["bundle"]))))
     name, budget = str(job["adapter"]), float(job["budget"])
     check_generates(model, {name: 1.0})
     examples = bounded(tokenize(model, probe, {}), PROBE_TOKENS)
@@ -104,7 +106,7 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
 
     The adapter's name is empty where what was learned is merged.
     """
-    model = Model(job["bundle"], keep_prompts=0)
+    model = Model(job["bundle"], keep_prompts=0, provider=here(read_bundle(Path(job["bundle"]))))
     used = {str(job["adapter"]): 1.0} if job["adapter"] else {}
     examples = bounded(tokenize(model, _probe(Path(job["probe"])), {}), PROBE_TOKENS)
     return {"forgetting": mean_loss(model, examples, used)[0] - job["base_loss"],

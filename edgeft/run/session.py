@@ -22,6 +22,7 @@ from edgeft.contract.errors import EdgeftError
 
 from .pages import let_go
 from .prepared import Prepared, find_prepared, open_graph
+from .provider import CPU, check_placed, choose, settings_for
 
 Array = np.ndarray[Any, Any]
 # Each of these can do what those before it do, at a higher price per token.
@@ -34,18 +35,19 @@ ort.set_default_logger_severity(3)  # one warning per optional input is 400 line
 class Session:
     """One open graph."""
 
-    def __init__(self, bundle: Bundle, file: str, threads: int, prepared: Prepared | None = None) -> None:
+    def __init__(self, bundle: Bundle, file: str, threads: int, prepared: Prepared | None = None,
+                 provider: tuple[str, dict[str, str]] = (CPU, {})) -> None:
         self.file = file
         settings = ort.SessionOptions()
         settings.intra_op_num_threads = threads
         settings.inter_op_num_threads = 1
         settings.log_severity_level = 3
-        run = bundle.manifest["device"]["run"]
         try:
-            self.ort = open_graph(bundle, prepared, file, settings, [(run["provider"], dict(run["options"]))])
+            self.ort = open_graph(bundle, prepared, file, settings_for(provider[0], settings), [provider])
         except Exception as error:  # onnxruntime raises its own kinds, none of them documented
             raise EdgeftError(f"{bundle.folder}: onnxruntime cannot open {file} "
                               f"({str(error).splitlines()[0]})") from None
+        check_placed(bundle.folder / file, provider[0], self.ort)
         self.inputs = {item.name: item.shape
                        for item in (*self.ort.get_inputs(), *self.ort.get_overridable_initializers())}
         self.outputs = {item.name: item.shape for item in self.ort.get_outputs()}
@@ -66,14 +68,12 @@ class Graphs:
     without, each would hold a copy, so one at a time is open and does all that was asked for so far.
     """
 
-    def __init__(self, bundle: Bundle, threads: int | None = None, *, several: bool = False) -> None:
+    def __init__(self, bundle: Bundle, threads: int | None = None, *, several: bool = False,
+                 provider: str | None = None) -> None:
         self.bundle = bundle
         device = bundle.manifest["device"]
         self.threads = threads or int(device["cpu"]["threads"])
-        provider = device["run"]["provider"]
-        if provider not in ort.get_available_providers():
-            raise EdgeftError(f"{bundle.folder}: wants {provider}, and this onnxruntime has "
-                              f"{', '.join(ort.get_available_providers())}.")
+        self.provider = choose(bundle, provider)
         self.prepared = find_prepared(bundle)
         self.several = several or self.prepared is not None
         self.frugal, self._last = False, ""  # frugal: give back what another graph mapped; costs some ms a switch
@@ -137,7 +137,7 @@ class Graphs:
         return self._start(file)
 
     def _start(self, file: str) -> Session:
-        session = self._open[file] = Session(self.bundle, file, self.threads, self.prepared)
+        session = self._open[file] = Session(self.bundle, file, self.threads, self.prepared, self.provider)
         if self.prepared is not None:
             let_go()  # opening read the weights as exported, too
         return session
