@@ -20,6 +20,7 @@ GRAPH, GRAPH_DATA = "model.onnx", "model.onnx.data"
 SCALED_GRAPH = "model.scale.onnx"  # the same over the same weights, with `scale` slots: they cost every token a little
 # over the same weights again, each the fastest at one kind of step (export/variants.py)
 PLAIN_GRAPH, PREFILL_GRAPH, DECODE_GRAPH = "model.plain.onnx", "model.prefill.onnx", "model.decode.onnx"
+SLOTS_GRAPH = "model.slots.onnx"  # the contract's, its optional inputs required: for providers that freeze these
 LOGITS_TO_KEEP = "logits_to_keep"  # an optional input, as transformers has it: of how many last tokens; 0: of all
 MOST_BLOCKS = 4  # for each module of a group: with more, its A would be stored too often
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")

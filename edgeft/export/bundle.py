@@ -39,7 +39,7 @@ from .parity_classify import prove_any
 from .resolve import Job, resolve
 from .same_grid import check_codes, check_description
 from .sidecars import generation, write_genai_config, write_tokenizer
-from .variants import write_variants
+from .variants import write_required, write_variants
 from .weights import GraphBase, Source
 
 if TYPE_CHECKING:
@@ -152,6 +152,8 @@ def _write_graph(job: Job, weights: Source, stage: Path) -> tuple[BaseGraph, Ass
     assembly.write(stage)
     if graph.cache == "shared":
         write_variants(stage, assembly.slots if "lowrank" in job.slots else [])
+    elif assembly.standard:
+        write_required(stage, assembly.slots if "lowrank" in job.slots else [])
     return graph, assembly
 
 

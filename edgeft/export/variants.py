@@ -8,7 +8,7 @@ without the blocks where there is one. Blocks are equally wide runs of a packed 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass, TopologicalSortPass
 
-from edgeft.contract.bundle import DECODE_GRAPH, GRAPH, PLAIN_GRAPH, PREFILL_GRAPH, SlotGroup
+from edgeft.contract.bundle import DECODE_GRAPH, GRAPH, PLAIN_GRAPH, PREFILL_GRAPH, SCALED_GRAPH, SLOTS_GRAPH, SlotGroup
 
 from .nodes import integers
 
@@ -66,6 +66,27 @@ def write_variants(folder: Path, slots: Sequence[SlotGroup]) -> None:
     for file, form in forms.items():
         model = ir.load(folder / GRAPH)
         rewrite(model, {slot.name: slot for slot in slots}, form)
+        ir.save(model, folder / file)
+
+
+def write_required(folder: Path, slots: Sequence[SlotGroup]) -> None:
+    """Beside a graph with slots in standard operators: it without them, and with them as inputs to be given always.
+
+    OpenVINO's provider takes an input that has a default for a constant, and says nothing when another value is given:
+    an adapter would load and change nothing.
+    """
+    if not slots:
+        return
+    for file in (PLAIN_GRAPH, SLOTS_GRAPH, SCALED_GRAPH):
+        made = file != SCALED_GRAPH
+        if not (made or (folder / file).is_file()):
+            continue
+        model = ir.load(folder / (GRAPH if made else file))
+        if file == PLAIN_GRAPH:
+            rewrite(model, {slot.name: slot for slot in slots}, _plain)
+        for value in model.graph.inputs:
+            if value.is_initializer():
+                _required(model.graph, value, value.shape)
         ir.save(model, folder / file)
 
 
@@ -138,7 +159,7 @@ def _low(site: Site, slot: SlotGroup, nodes: Nodes) -> ir.Value:
     return nodes.add("MatMul", nodes.add("MatMul", read, site.a), site.b)
 
 
-def _required(graph: ir.Graph, value: ir.Value, shape: list[int | str]) -> None:
+def _required(graph: ir.Graph, value: ir.Value, shape: Iterable[Any] | None) -> None:
     """An input that the runner always gives, so that the weights of all these graphs are the same."""
     graph.initializers.pop(str(value.name), None)
-    value.const_value, value.shape = None, ir.Shape(shape)
+    value.const_value, value.shape = None, ir.Shape(shape or ())

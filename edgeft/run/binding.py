@@ -68,17 +68,3 @@ class Binding:
         self.held["input_ids"], self.ids, self.held["logits"], self.logits = found
         self.io.bind_ortvalue_input("input_ids", self.held["input_ids"])
         self.io.bind_ortvalue_output("logits", self.held["logits"])
-
-
-def defaults(session: Session) -> dict[str, Array]:
-    """What a slot of the contract's graph holds when no adapter is bound to it."""
-    made = {}
-    for name, shape in session.inputs.items():
-        if name == "adapter_gate" or name.endswith(".scale"):
-            made[name] = np.ones((1, 1, 1), np.float32)
-        elif name.endswith((".A", ".B")):
-            first = name.endswith(".A")
-            rank = str(shape[1 if first else 0])
-            count = int(rank.rpartition("x")[2]) if "x" in rank else 1
-            made[name] = np.zeros((shape[0], count) if first else (count, shape[1]), np.float32)
-    return made

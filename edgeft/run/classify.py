@@ -198,7 +198,7 @@ def hidden_states(model: Model, rows: Sequence[list[int]], adapters: Rows) -> np
     if any(model.shelf.prefix(row) for row in adapters):
         raise UsageError("A soft prompt is for generating text; it stands before no text that is classified.")
     values = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in
-              {**feeds, **slots.rows, **slots.shared}.items()}
+              {**feeds, **session.fill({**slots.rows, **slots.shared})}.items()}
     options = ort.RunOptions()
     options.only_execute_path_to_fetches = True  # a decoder's own head stays out of it
     found = session.ort.run_with_ort_values([HIDDEN], values, options)

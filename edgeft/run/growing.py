@@ -126,7 +126,8 @@ class GrowingLanes:
         scaled = any(self.shelf.kind(row) == "scale" for row in self.used)
         session = self.graphs.for_step("scale" if scaled else "lowrank" if any(self.used) else "", single=False)
         slots = self.shelf.slots(self.used)
-        feeds = {"input_ids": ids, "attention_mask": mask, **slots.shared, **slots.rows,
+        feeds = {"input_ids": ids, "attention_mask": mask,
+                 **session.fill({**slots.shared, **slots.rows}),
                  **{f"past_key_values.{name}": array for name, array in self.past.items()}}
         names = ["logits", *(f"present.{name}" for name in self.past)]
         found = session.ort.run_with_ort_values(

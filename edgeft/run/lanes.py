@@ -15,8 +15,8 @@ from edgeft.contract.errors import EdgeftError
 
 from . import packing
 from .adapters import length_of
-from .binding import Binding, defaults
-from .session import ROWS, Graphs, Session
+from .binding import Binding
+from .session import ROWS, Graphs, Session, defaults
 from .shelf import Shelf, Used, Values
 
 Array = np.ndarray[Any, Any]

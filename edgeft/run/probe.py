@@ -48,7 +48,7 @@ def contract_logits(model: Model, ids: list[int], adapters: dict[str, float]) ->
     prefix = model.shelf.prefix(adapters)
     before = length_of(prefix)
     feeds = {"input_ids": np.asarray([ids]), "attention_mask": np.ones((1, before + len(ids)), np.int64),
-             **slots.shared, **slots.rows}
+             **session.fill({**slots.shared, **slots.rows})}
     for layer, (heads, size) in enumerate(model.graphs.layers):
         for place, part in enumerate(("key", "value")):
             feeds[f"past_key_values.{layer}.{part}"] = prefix[layer][place][None] if prefix \

@@ -12,6 +12,7 @@ from edgeft.contract.bundle import Bundle
 from edgeft.contract.errors import EdgeftError, did_you_mean
 
 CPU = "CPUExecutionProvider"
+FREEZES = {"OpenVINOExecutionProvider"}  # it takes inputs that have a default for constants, and says nothing
 RECORD = "session.record_ep_graph_assignment_info"
 INSTALL = {
     "OpenVINOExecutionProvider": "Install onnxruntime-openvino in place of onnxruntime (an environment of its own)",

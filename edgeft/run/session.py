@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -16,17 +17,18 @@ from edgeft.contract.bundle import (
     PLAIN_GRAPH,
     PREFILL_GRAPH,
     SCALED_GRAPH,
+    SLOTS_GRAPH,
     Bundle,
 )
 from edgeft.contract.errors import EdgeftError
 
 from .pages import let_go
 from .prepared import Prepared, find_prepared, open_graph
-from .provider import CPU, check_placed, choose, settings_for
+from .provider import CPU, FREEZES, check_placed, choose, settings_for
 
 Array = np.ndarray[Any, Any]
 # Each of these can do what those before it do, at a higher price per token.
-LADDER = [PLAIN_GRAPH, PREFILL_GRAPH, GRAPH, SCALED_GRAPH]
+LADDER = [PLAIN_GRAPH, PREFILL_GRAPH, SLOTS_GRAPH, GRAPH, SCALED_GRAPH]
 ROWS = (PREFILL_GRAPH, DECODE_GRAPH)  # where a row brings its own matrices
 
 ort.set_default_logger_severity(3)  # one warning per optional input is 400 lines that scare people
@@ -51,14 +53,35 @@ class Session:
         self.inputs = {item.name: item.shape
                        for item in (*self.ort.get_inputs(), *self.ort.get_overridable_initializers())}
         self.outputs = {item.name: item.shape for item in self.ort.get_outputs()}
+        self.required = {item.name for item in self.ort.get_inputs()}
         self.keeps = LOGITS_TO_KEEP in self.inputs
         self.slotted = any(name.endswith((".A", ".scale")) for name in self.inputs)
+
+    def fill(self, slots: Mapping[str, Array]) -> dict[str, Array]:
+        """What goes into the slots: these values, and where an input is required and none is given, no change."""
+        return {**{name: value for name, value in defaults(self).items() if name in self.required}, **slots}
 
     @property
     def layers(self) -> list[tuple[int, int]]:
         """(kv_heads, head_dim) of each layer's cache."""
         return [(shape[1], shape[3]) for name, shape in self.inputs.items()
                 if re.fullmatch(r"past_key_values\.\d+\.key", name)]
+
+
+def defaults(session: Session) -> dict[str, Array]:
+    """What a slot of the contract's graph holds when no adapter is bound to it."""
+    made = {}
+    for name, shape in session.inputs.items():
+        if name == LOGITS_TO_KEEP:
+            made[name] = np.zeros(1, np.int64)
+        elif name == "adapter_gate" or name.endswith(".scale"):
+            made[name] = np.ones((1, 1, 1), np.float32)
+        elif name.endswith((".A", ".B")):
+            first = name.endswith(".A")
+            rank = str(shape[1 if first else 0])
+            count = int(rank.rpartition("x")[2]) if "x" in rank else 1
+            made[name] = np.zeros((shape[0], count) if first else (count, shape[1]), np.float32)
+    return made
 
 
 class Graphs:
@@ -109,11 +132,13 @@ class Graphs:
     def _file(self, kind: str, single: bool) -> str:
         if kind == "lowrank" and PREFILL_GRAPH in self.ladder:
             return DECODE_GRAPH if single and self.several and self._decodes else PREFILL_GRAPH
-        return self.ladder[0] if not kind else GRAPH if kind == "lowrank" else SCALED_GRAPH
+        with_slots = SLOTS_GRAPH if SLOTS_GRAPH in self.ladder else GRAPH
+        return self.ladder[0] if not kind else with_slots if kind == "lowrank" else SCALED_GRAPH
 
     def for_batch(self, *, scaled: bool) -> Session:
         """The contract's graph, for rows that go in together whatever their adapters."""
-        return self.get(SCALED_GRAPH if scaled else GRAPH)
+        return self.get(SCALED_GRAPH if scaled else GRAPH if self.provider[0] not in FREEZES else
+                        self._file("lowrank", single=False))
 
     def get(self, file: str) -> Session:
         """This graph, or without `several` the open one if that can do as much."""
@@ -137,7 +162,12 @@ class Graphs:
         return self._start(file)
 
     def _start(self, file: str) -> Session:
-        session = self._open[file] = Session(self.bundle, file, self.threads, self.prepared, self.provider)
+        session = Session(self.bundle, file, self.threads, self.prepared, self.provider)
+        if self.provider[0] in FREEZES and session.slotted and not session.required.issuperset(defaults(session)):
+            raise EdgeftError(f"{self.bundle.folder}: {self.provider[0]} takes the optional inputs of {file} for "
+                              "constants, so that an adapter would change nothing. Export it for a device of this "
+                              "provider.")
+        self._open[file] = session
         if self.prepared is not None:
             let_go()  # opening read the weights as exported, too
         return session
