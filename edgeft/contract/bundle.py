@@ -21,6 +21,8 @@ SCALED_GRAPH = "model.scale.onnx"  # the same over the same weights, with `scale
 # over the same weights again, each the fastest at one kind of step (export/variants.py)
 PLAIN_GRAPH, PREFILL_GRAPH, DECODE_GRAPH = "model.plain.onnx", "model.prefill.onnx", "model.decode.onnx"
 SLOTS_GRAPH = "model.slots.onnx"  # the contract's, its optional inputs required: for providers that freeze these
+# of fixed shapes (export/static.py)
+STATIC_PREFILL, STATIC_DECODE = "model.static-prefill.onnx", "model.static-decode.onnx"
 LOGITS_TO_KEEP = "logits_to_keep"  # an optional input, as transformers has it: of how many last tokens; 0: of all
 MOST_BLOCKS = 4  # for each module of a group: with more, its A would be stored too often
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -100,6 +102,11 @@ class Bundle:
     def prefix_layers(self) -> list[tuple[int, int]]:
         """(kv_heads, head_dim) of each layer's cache, if prefixes may be put into it."""
         return [(int(heads), int(size)) for heads, size in self.manifest["slots"].get("prefix", [])]
+
+    @property
+    def slot_rank(self) -> int:
+        """What the adapters of a request may have together where slots are of a fixed size; 0: any rank."""
+        return int((self.manifest["graph"].get("static") or {}).get("rank", 0))
 
     @property
     def kinds(self) -> list[str]:
@@ -210,6 +217,15 @@ def check_runnable(bundle: Bundle) -> None:
         faults.add("device: must hold cpu.threads, run.provider and run.options")
     if graph.get("cache") not in ("shared", "growing", "none"):
         faults.add("graph.cache", declared=graph.get("cache"), found="must be shared, growing or none")
+    static = graph.get("static")
+    if static is not None and (not isinstance(static, dict) or any(
+            type(static.get(key)) is not int or static[key] < least
+            for key, least in (("chunk", 1), ("cache", 1), ("rank", 0)))):
+        faults.add("graph.static: must hold chunk, cache and rank, whole numbers")
+    elif static is not None:
+        for key, name in (("prefill", STATIC_PREFILL), ("decode", STATIC_DECODE)):
+            if static.get(key) != name or name not in manifest["files"]:
+                faults.add(f"graph.static.{key}", declared=static.get(key), found=f"must be {name}, and a listed file")
     for key in ("quant", "parity"):
         if not isinstance(manifest.get(key), dict):
             faults.add(f"{key}: must be dict, found {type(manifest.get(key)).__name__}")

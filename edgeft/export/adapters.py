@@ -95,6 +95,7 @@ class Places:
     slots: Sequence[SlotGroup]
     layers: Sequence[tuple[int, int]]
     context: int
+    rank: int = 0  # the most that its slots take; 0: any
 
     @property
     def linears(self) -> dict[str, tuple[int, int]]:
@@ -117,6 +118,7 @@ def lower(learned: Learned, base: GraphBase, places: Places) -> Lowered:
                        found=kind)
     _check_linears(lowered, places.linears, faults)
     _check_prefix(lowered, places, faults)
+    _check_rank(lowered, places.rank, faults)
     for module in sorted(trained - lowered.modules - lowered.moved.keys()):
         faults.add(f"{module}: was trained and found no slot; it would be lost")
     if not lowered.kinds:
@@ -128,6 +130,12 @@ def lower(learned: Learned, base: GraphBase, places: Places) -> Lowered:
             faults.add(f"{module}: lowers to NaN or infinite numbers")
     faults.raise_if_any("Name its own base with --base; where the method can be merged, --merge needs no slot.")
     return lowered
+
+
+def _check_rank(lowered: Lowered, most: int, faults: Faults) -> None:
+    wanted = max((a.shape[1] for a, _ in lowered.lowrank.values()), default=0)
+    if most and wanted > most:
+        faults.add("rank of its slots, fixed when the bundle was exported", declared=most, found=wanted)
 
 
 def _check_linears(lowered: Lowered, widths: Mapping[str, tuple[int, int]], faults: Faults) -> None:

@@ -27,6 +27,7 @@ from edgeft.contract.device import Cpu, Device, Graph, Limits, Run
 from edgeft.contract.errors import EdgeftError, Faults, UsageError
 from edgeft.contract.files import disk_errors, link_or_copy, refuse_existing, scratch, staged, sync_tree, write_json
 from edgeft.contract.grid import Quant, fingerprint
+from edgeft.contract.tensors import TensorFile
 
 from .adapters import Places, lower, merge_weight, write_adapter
 from .assemble import Assembly
@@ -39,6 +40,7 @@ from .parity_classify import prove_any
 from .resolve import Job, resolve
 from .same_grid import check_codes, check_description
 from .sidecars import generation, write_genai_config, write_tokenizer
+from .static import write_static
 from .variants import write_required, write_variants
 from .weights import GraphBase, Source
 
@@ -74,6 +76,8 @@ def export(source: Path, device: Device, out: Path, *, host: Host, merge: bool =
         if job.beside:
             _write_adapter(job, weights, Places(job.slots, assembly.slots, graph.layers, job.context), stage)
         manifest = _manifest(job, graph, assembly, stage)
+        if job.device.graph.static:
+            manifest["graph"]["static"] = _write_static(job, assembly, stage)
         _check_memory(job, manifest["memory"])
         _write_manifest(stage, manifest)
         _say("verifying against torch")
@@ -103,8 +107,8 @@ def add(bundle_folder: Path, source: Path, name: str, *, host: Host, base: str |
     with scratch(bundle_folder) as stage:  # a second name for every file, so that the bundle itself stays whole
         for file in manifest["files"]:
             link_or_copy(bundle_folder / file, stage / file)
-        file = _write_adapter(job, weights, Places(bundle.kinds, bundle.linears, bundle.prefix_layers, bundle.context),
-                              stage)
+        file = _write_adapter(job, weights, Places(bundle.kinds, bundle.linears, bundle.prefix_layers, bundle.context,
+                                                    bundle.slot_rank), stage)
         manifest["adapters"] = {**manifest["adapters"], name: _adapter_entry(job)}
         _write_manifest(stage, manifest)
         _say("verifying against torch")
@@ -152,9 +156,18 @@ def _write_graph(job: Job, weights: Source, stage: Path) -> tuple[BaseGraph, Ass
     assembly.write(stage)
     if graph.cache == "shared":
         write_variants(stage, assembly.slots if "lowrank" in job.slots else [])
-    elif assembly.standard:
+    elif assembly.standard and not job.device.graph.static:
         write_required(stage, assembly.slots if "lowrank" in job.slots else [])
     return graph, assembly
+
+
+def _write_static(job: Job, assembly: Assembly, stage: Path) -> dict[str, Any]:
+    """The graphs of fixed shapes, with slots as wide as the device file says, or as the adapter needs."""
+    adapter = stage / "adapters" / f"{job.name}.safetensors"
+    tensors = TensorFile(adapter) if job.beside else None
+    wanted = max((tensors.shape(name)[1] for name in tensors or () if tensors and name.endswith(".A")), default=0)
+    return write_static(stage, job.device.graph, job.context, assembly.slots if "lowrank" in job.slots else [],
+                        max(job.device.graph.rank, wanted))
 
 
 def _write_adapter(job: Job, weights: Source, places: Places, stage: Path) -> str:

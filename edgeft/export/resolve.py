@@ -56,7 +56,8 @@ class Job:
     @property
     def slots(self) -> list[str]:
         """Kinds of slots that the bundle gets: a base with a change merged in is no base for other adapters."""
-        return [] if self.merge else list(self.device.graph.slots)
+        kinds = [] if self.merge else list(self.device.graph.slots)
+        return [kind for kind in kinds if kind != "scale" or not self.device.graph.static]
 
     @property
     def own_head(self) -> Head | None:
@@ -75,8 +76,6 @@ def resolve(source: Path, device: Device, host: Host, *, merge: bool = False, ba
     """Everything that can be refused before any work is done; a `rank` compresses what was learned to an adapter."""
     artifact = read_artifact(source)
     stored = quant if isinstance(quant, Quant) else device.graph.grid(quant)
-    if device.graph.shapes != "dynamic":
-        raise UsageError(f"{device.name}: wants static shapes, which are not built in this version.")
     if stored.kind not in device.quants():
         raise UsageError(f"--quant {stored.kind}: {device.name} does not compute in it. It runs "
                          f"{', '.join(device.quants())}.")
@@ -89,6 +88,9 @@ def resolve(source: Path, device: Device, host: Host, *, merge: bool = False, ba
         faults.add("base fingerprint", declared=artifact.base_fingerprint[:12], found=opened.fingerprint[:12])
         faults.raise_if_any("Put back the base that it was trained on, or train again." if changed else
                             "Name its own base with --base; if that was changed since, train again.")
+    if device.graph.static and opened.task != "text-generation":
+        raise UsageError(f"{source}: {opened.name} is for {opened.task}, and graphs of fixed shapes, which {device.name} "
+                         "wants, are made of decoders that generate text.")
     compression = compress(artifact, opened, host, rank) if rank else None
     if compression:
         artifact = compression.artifact

@@ -51,7 +51,7 @@ def canonical_names(model: transformers.PreTrainedModel) -> dict[str, str]:
     return {name: first.get(id(weight), name) for name, weight in weights.items()}
 
 
-def optimize(traced: ir.Model, weights: set[str]) -> None:
+def optimize(traced: ir.Model, weights: set[str], limit: int = 4096) -> None:
     """onnxscript's optimizer, blind to the weights: as inputs they are neither folded nor merged."""
     from onnxscript import optimizer
 
@@ -62,7 +62,7 @@ def optimize(traced: ir.Model, weights: set[str]) -> None:
     for value in held.values():
         value.const_value = None
         graph.inputs.append(value)
-    optimizer.optimize_ir(traced, input_size_limit=4096, output_size_limit=4096)
+    optimizer.optimize_ir(traced, input_size_limit=limit, output_size_limit=limit)
     del graph.inputs[own:]
     for name, value in held.items():
         if value.uses():

@@ -23,6 +23,7 @@ from .adapters import Adapter, length_of
 from .budget import MIB, Budget
 from .constrain import grammar_for
 from .engine import Engine
+from .fixed import FixedLanes
 from .growing import GrowingLanes
 from .lanes import Lanes
 from .prefixes import Prefixes
@@ -242,7 +243,8 @@ class Model:
                               f"{self.context}: no room is left for an answer.")
 
     def _lanes(self, capacity: int, rows: int) -> Lanes | GrowingLanes:
-        return (Lanes if self.graphs.shared else GrowingLanes)(self.graphs, self.shelf, capacity, rows)
+        kind = Lanes if self.graphs.shared else FixedLanes if self.graphs.static else GrowingLanes
+        return kind(self.graphs, self.shelf, capacity, rows)
 
     def lanes(self, used: Sequence[Adapters], tokens: int) -> Lanes | GrowingLanes:
         """A batch of one's own, whose row i uses adapters used[i]; `tokens` of prompt and answer together."""

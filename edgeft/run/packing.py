@@ -24,12 +24,13 @@ def gate(adapters: Sequence[Adapter], rows: Sequence[Mapping[str, float]]) -> Ar
                                         for adapter in adapters])] for row in rows], np.float32)
 
 
-def side_by_side(groups: Sequence[SlotGroup], adapters: Sequence[Adapter]) -> dict[str, Array]:
+def side_by_side(groups: Sequence[SlotGroup], adapters: Sequence[Adapter], total: int = 0) -> dict[str, Array]:
     """`{group}.A [in, k * R]` and `{group}.B [k * R, out]` with the adapters' columns side by side.
 
-    A module that an adapter leaves alone keeps zeros there, and so does a rank below the adapter's largest.
+    A module that an adapter leaves alone keeps zeros there, and so do a rank below the adapter's largest, and what a
+    fixed R (`total`) has beyond the adapters' own.
     """
-    total = sum(adapter.rank for adapter in adapters)
+    total = total or sum(adapter.rank for adapter in adapters)
     packed = {}
     for group in groups:
         count = len(group.modules)

@@ -106,7 +106,9 @@ class Graphs:
         self._open: dict[str, Session] = {}
         graph = bundle.manifest["graph"]
         self.shared, self.padding = graph["cache"] == "shared", graph.get("padding", "anywhere")
-        first = self.get(self.ladder[0])
+        self.static: dict[str, Any] = graph.get("static") or {}  # of fixed shapes: what export/static.py says of them
+        self.several = self.several or bool(self.static)
+        first = self.get(self.static["decode"] if self.static else self.ladder[0])
         self.layers, self.outputs = first.layers, first.outputs
         self.vocabulary = int(first.outputs["logits"][2]) if "logits" in first.outputs else 0
 

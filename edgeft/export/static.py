@@ -1,0 +1,107 @@
+"""Graphs of fixed shapes for accelerators that take no others: one for a chunk of a prompt, one for a single token.
+
+Both are made from model.onnx, over the same weights, in batches of one. The cache holds `context` rows and goes in
+whole; only the new rows come out, and whoever runs the graph puts them where they belong. A chunk is padded on the
+left, so that the last position is always a real token, and the head runs on that alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+from edgeft.contract.bundle import GRAPH, LOGITS_TO_KEEP, STATIC_DECODE, STATIC_PREFILL, SlotGroup
+from edgeft.contract.device import Graph
+from edgeft.contract.errors import EdgeftError
+
+from .traced import optimize
+
+FOLDED = 1 << 26  # bytes; a mask of causality for a chunk of 128 and a context of 16k has 8 MiB
+
+
+def write_static(folder: Path, device: Graph, context: int, slots: Sequence[SlotGroup], rank: int) -> dict[str, Any]:
+    """Write both graphs beside model.onnx; returns what the manifest says of them.
+
+    `rank`: what the adapters of a request may have together; the slots are inputs of that size.
+    """
+    chunk = min(device.chunk, context)
+    for file, seq in ((STATIC_PREFILL, chunk), (STATIC_DECODE, 1)):
+        model = ir.load(folder / GRAPH)
+        fix(model, seq, context, rank)
+        ir.save(model, folder / file)
+    return {"prefill": STATIC_PREFILL, "decode": STATIC_DECODE, "chunk": chunk, "cache": context,
+            "rank": rank if slots else 0, "present": "new rows"}
+
+
+def fix(model: ir.Model, seq: int, cache: int, rank: int) -> None:
+    """Give every size a number, in place; EdgeftError where one depends on more than the inputs' shapes."""
+    graph = model.graph
+    sizes = {"batch": 1, "rows": 1, "seq": seq, "past": cache, "total": cache + seq}
+    for value in list(graph.inputs):
+        name = str(value.name)
+        if name == LOGITS_TO_KEEP:
+            graph.inputs.remove(value)
+            value.const_value = ir.tensor(np.ones(1, np.int64), name=name)
+            continue
+        if value.is_initializer():  # a slot
+            del graph.initializers[name]
+            value.const_value = None
+            value.shape = ir.Shape([_slot_size(size, rank, name) for size in value.shape or ()])
+        else:
+            value.shape = ir.Shape(_input_shape(name, value, sizes))
+    _outputs(graph, seq)
+    for node in graph:
+        for value in node.outputs:
+            if value not in graph.outputs:
+                value.shape = None  # inferred anew
+    weights = {name for name, value in graph.initializers.items() if isinstance(value.const_value, ir.ExternalTensor)}
+    optimize(model, weights, FOLDED)
+    RemoveUnusedNodesPass()(model)
+    open_shapes = [str(value.name) for node in graph for value in node.outputs if value.name and value.uses()
+                   and (value.shape is None or not value.shape.is_static())]
+    if open_shapes:
+        raise EdgeftError(f"{len(open_shapes)} values of this graph keep no fixed shape ({', '.join(open_shapes[:3])}), "
+                          "and the device takes no others.")
+
+
+def _slot_size(size: Any, rank: int, name: str) -> int:
+    text = str(size)
+    if text == "rows":
+        return 1
+    return rank * int(text.rpartition("x")[2]) if "x" in text else rank if text.startswith("rank") else int(text)
+
+
+def _input_shape(name: str, value: ir.Value, sizes: dict[str, int]) -> list[int]:
+    if name == "input_ids":
+        return [1, sizes["seq"]]
+    if name == "attention_mask":
+        return [1, sizes["total"]]
+    assert value.shape is not None
+    return [1, int(str(value.shape[1])), sizes["past"], int(str(value.shape[3]))]
+
+
+def _outputs(graph: ir.Graph, seq: int) -> None:
+    """Logits of the last token, and of keys and values the new rows; nothing else."""
+    logits = graph.outputs[0]
+    assert logits.shape is not None
+    logits.shape = ir.Shape([1, 1, int(str(logits.shape[2]))])
+    kept = [logits]
+    for value in list(graph.outputs)[1:]:
+        if not str(value.name).startswith("present."):
+            continue
+        joined = value.producer()
+        fresh = joined.inputs[1] if joined is not None and joined.op_type == "Concat" else None
+        if joined is None or fresh is None or len(joined.inputs) != 2 or value.shape is None:
+            raise EdgeftError(f"{value.name}: is not the past with new rows behind it, so its shape cannot be fixed.")
+        name, shape = value.name, value.shape
+        value.name, fresh.name = f"{name}.whole", name
+        fresh.shape, fresh.type = ir.Shape([1, int(str(shape[1])), seq, int(str(shape[3]))]), value.type
+        kept.append(fresh)
+    graph.outputs.clear()
+    graph.outputs.extend(kept)
+
