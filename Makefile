@@ -3,11 +3,12 @@ PYTHON ?= python3
 VENV := .venv
 READY := $(VENV)/.ready
 RUN := $(VENV)/bin/python
+OPENVINO := .venv-openvino
 STARTER := build/starter
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test lint starter bench clean
+.PHONY: demo test lint starter bench openvino clean
 
 demo: $(READY)
 	$(RUN) -m edgeft demo
@@ -38,5 +39,14 @@ $(READY): pyproject.toml
 	$(RUN) -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	touch $(READY)
 
+# OpenVINO's own environment: its onnxruntime takes the other's place
+openvino: $(OPENVINO)/.ready
+
+$(OPENVINO)/.ready: pyproject.toml
+	$(PYTHON) -m venv $(OPENVINO)
+	$(OPENVINO)/bin/python -m pip install --quiet --disable-pip-version-check onnxruntime-openvino numpy tokenizers jinja2 click pluggy
+	$(OPENVINO)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $(OPENVINO)/.ready
+
 clean:
-	rm -rf $(VENV) build demo dist *.egg-info
+	rm -rf $(VENV) $(OPENVINO) build demo dist *.egg-info

@@ -62,7 +62,7 @@ def _mask(nodes: Builder) -> Mask:
     seq, total = nodes.add("Shape", ids, start=1, end=2), nodes.add("Shape", given, start=1, end=2)
     past = nodes.add("Sub", total, seq)
     counted = nodes.cast(given, INT32)
-    axis, end, one = nodes.ints(1), nodes.ints(np.iinfo(np.int64).max), nodes.scalar(1, np.int32)
+    axis, end, one = nodes.ints(1), nodes.ints(np.iinfo(np.int32).max), nodes.scalar(1, np.int32)
     before = nodes.add("ReduceSum", nodes.add("Slice", counted, nodes.ints(0), past, axis), axis, keepdims=1)
     fresh = nodes.add("CumSum", nodes.add("Slice", counted, past, end, axis), nodes.scalar(1, np.int64))
     zero = nodes.scalar(0, np.int32)

@@ -12,18 +12,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .model import Generation, Model
+    from .provider import Wanted
 
 __all__ = ["Generation", "Model", "load"]
 
 
 def load(bundle: str | Path, *, threads: int | None = None, memory: int | None = None, lookup: bool | None = None,
-         keep_prompts: int = 64, provider: str | None = None) -> Model:
+         keep_prompts: int = 64, provider: Wanted = None) -> Model:
     """Open a bundle folder; `threads` and `memory` (MiB that the process may take) override its device file's.
 
     `lookup`: draft tokens from what was there before, where that pays. Greedy answers stay the same in fp32, where
     it is the default; on integer grids near ties may fall otherwise, as they may in a batch.
     `keep_prompts`: MiB for keys and values of prompts that may come again; 0 keeps none.
-    `provider`: another execution provider than the device file's, such as CPUExecutionProvider.
+    `provider`: another execution provider than the device file's, such as CPUExecutionProvider; with
+    options of its own as (name, options).
     """
     from .model import Model
 

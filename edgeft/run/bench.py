@@ -18,6 +18,7 @@ from .classify import check_generates
 from .lanes import Lanes
 from .model import Model
 from .peers import charted
+from .provider import Wanted
 from .request import Generation, Request
 from .sampling import Sampler
 
@@ -25,7 +26,7 @@ Used = Mapping[str, float]  # adapter name -> scale
 WARM = 8  # tokens of a warm-up
 
 
-def bench(bundle: Path, adapters: Used | None, *, threads: int | None = None, provider: str | None = None,
+def bench(bundle: Path, adapters: Used | None, *, threads: int | None = None, provider: Wanted = None,
           **settings: int) -> dict[str, Any]:
     """Load a bundle and measure it; settings as in `measure`."""
     start = time.perf_counter()

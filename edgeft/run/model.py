@@ -27,6 +27,7 @@ from .fixed import FixedLanes
 from .growing import GrowingLanes
 from .lanes import Lanes
 from .prefixes import Prefixes
+from .provider import Wanted
 from .request import Generation, Request
 from .sampling import Sampler
 from .session import Graphs
@@ -54,7 +55,7 @@ class Model:
 
     def __init__(self, bundle: str | Path, *, threads: int | None = None, memory: int | None = None,
                  lookup: bool | None = None, keep_prompts: int = 64, several: bool = False,
-                 provider: str | None = None) -> None:
+                 provider: Wanted = None) -> None:
         before = rss_mib() * MIB
         self.bundle = read_bundle(Path(bundle))
         check_runnable(self.bundle)

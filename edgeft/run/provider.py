@@ -11,6 +11,8 @@ import onnxruntime as ort
 from edgeft.contract.bundle import Bundle
 from edgeft.contract.errors import EdgeftError, did_you_mean
 
+Provider = tuple[str, dict[str, str]]  # its name and its options
+Wanted = str | Provider | None
 CPU = "CPUExecutionProvider"
 FREEZES = {"OpenVINOExecutionProvider"}  # it takes inputs that have a default for constants, and says nothing
 RECORD = "session.record_ep_graph_assignment_info"
@@ -24,16 +26,18 @@ INSTALL = {
 }
 
 
-def choose(bundle: Bundle, wanted: str | None = None) -> tuple[str, dict[str, str]]:
+def choose(bundle: Bundle, wanted: Wanted = None) -> Provider:
     """The bundle's own provider with its options, or another one that was asked for; EdgeftError without it."""
     run = bundle.manifest["device"]["run"]
-    name = wanted or str(run["provider"])
+    name, options = (wanted or str(run["provider"]), None) if not isinstance(wanted, tuple) else wanted
     found = ort.get_available_providers()
     if name not in found:
         way = INSTALL.get(name, "Install an onnxruntime that has it") + ", or run it on the processor with --provider "
         raise EdgeftError(f"{bundle.folder}: its provider is not installed{did_you_mean(name, found)}\n"
                           f"  provider  declared {name}  found {', '.join(found)}\n{way}{CPU}.")
-    return name, dict(run["options"]) if name == run["provider"] else {}
+    if options is None:
+        options = run["options"] if name == run["provider"] else {}
+    return name, dict(options)
 
 
 def here(bundle: Bundle) -> str | None:

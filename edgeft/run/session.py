@@ -24,7 +24,7 @@ from edgeft.contract.errors import EdgeftError
 
 from .pages import let_go
 from .prepared import Prepared, find_prepared, open_graph
-from .provider import CPU, FREEZES, check_placed, choose, settings_for
+from .provider import CPU, FREEZES, Provider, Wanted, check_placed, choose, settings_for
 
 Array = np.ndarray[Any, Any]
 # Each of these can do what those before it do, at a higher price per token.
@@ -38,7 +38,7 @@ class Session:
     """One open graph."""
 
     def __init__(self, bundle: Bundle, file: str, threads: int, prepared: Prepared | None = None,
-                 provider: tuple[str, dict[str, str]] = (CPU, {})) -> None:
+                 provider: Provider = (CPU, {})) -> None:
         self.file = file
         settings = ort.SessionOptions()
         settings.intra_op_num_threads = threads
@@ -92,7 +92,7 @@ class Graphs:
     """
 
     def __init__(self, bundle: Bundle, threads: int | None = None, *, several: bool = False,
-                 provider: str | None = None) -> None:
+                 provider: Wanted = None) -> None:
         self.bundle = bundle
         device = bundle.manifest["device"]
         self.threads = threads or int(device["cpu"]["threads"])
