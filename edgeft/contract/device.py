@@ -55,7 +55,6 @@ class Graph:
     slots: list[Literal["lowrank", "scale", "prefix"]] = field(default_factory=lambda: ["lowrank"])
     symmetric: bool = True
     rounding: Literal["rtn", "mse"] = "rtn"
-    operators: Literal["contrib", "standard"] = "contrib"  # "standard": opset 21 and nothing else
     chunk: int = 64  # static shapes: tokens of a prompt in one pass
     rank: int = 16  # static shapes: what the adapters of one request may have together
 
@@ -63,11 +62,6 @@ class Graph:
     def static(self) -> bool:
         """Whether its provider takes graphs of fixed shapes only."""
         return self.shapes == "static"
-
-    @property
-    def standard(self) -> bool:
-        """Whether its provider takes standard operators only."""
-        return self.static or self.operators == "standard"
 
     def grid(self, kind: str | None = None) -> Quant:
         """How weights are stored here, or in another kind on the same blocks."""

@@ -27,15 +27,20 @@ from .weights import Source
 
 MS = "com.microsoft"
 GATE = "adapter_gate"
+INT8, EXACT = 4, 1  # accuracy levels of MatMulNBits: activations rounded to int8, or as they are
 T = TypeVar("T")
 
 
 class Assembly:
-    """One graph being rewritten; `kinds` are the slot kinds that it gets, `standard`: without contrib operators."""
+    """One graph being rewritten; `kinds` are the slot kinds that it gets.
+
+    `integers`: for a graph in standard operators, the one that integer weights are stored for.
+    """
 
     def __init__(self, base: BaseGraph, source: Source, quant: Quant, kinds: Collection[str], *,
-                 standard: bool = False) -> None:
-        self.base, self.source, self.quant, self.kinds, self.standard = base, source, quant, kinds, standard
+                 integers: str = "") -> None:
+        self.base, self.source, self.quant, self.kinds, self.integers = base, source, quant, kinds, integers
+        self.standard = bool(integers)
         self.graph = base.model.graph
         self.store = Store(base.model)
         self.groups = find_groups(base)
@@ -104,7 +109,7 @@ class Assembly:
     def _product(self, group: Group, read: ir.Value, nodes: list[ir.Node], *, tied: bool) -> ir.Value:
         """The packed base product; `tied` reads the embedding's own tensor."""
         name, out, size = group.slot.name, sum(piece.out for piece in group.pieces), group.slot.in_features
-        if self.quant.bits and self.standard:
+        if self.quant.bits and self.integers == "DequantizeLinear":
             builder = Builder(self.graph)
             key = group.pieces[0].weight if tied else name
             result = add_product(builder, self.store, self.quant, name, lambda: self._grid(key, group.pieces), read,
@@ -113,8 +118,9 @@ class Assembly:
             return result
         if self.quant.bits:
             values = self._grid_values(name, group.pieces, size, tied)
+            self.base.model.opset_imports[MS] = 1
             return _node(nodes, "MatMulNBits", [read, *values], domain=MS, K=size, N=out, bits=self.quant.bits,
-                         block_size=self.quant.block, accuracy_level=4)
+                         block_size=self.quant.block, accuracy_level=EXACT if self.standard else INT8)
         half = self.quant.kind == "fp16"
         if half:
             read = _node(nodes, "Cast", [read], to=int(ir.DataType.FLOAT16))

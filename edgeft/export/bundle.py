@@ -16,6 +16,7 @@ import numpy as np
 from edgeft import __version__
 from edgeft.contract.bundle import (
     FORMAT,
+    GRAPH,
     GRAPH_DATA,
     MANIFEST,
     Bundle,
@@ -37,10 +38,11 @@ from .heads import describe_head, write_head
 from .ondevice import rounding
 from .oracle import Oracle
 from .parity_classify import prove_any
+from .placement import check_enough, check_graph, integer_operator, table_for
 from .resolve import Job, resolve
 from .same_grid import check_codes, check_description
 from .sidecars import generation, write_genai_config, write_tokenizer
-from .static import write_static
+from .static import fixed, write_static
 from .variants import write_required, write_variants
 from .weights import GraphBase, Source
 
@@ -76,8 +78,8 @@ def export(source: Path, device: Device, out: Path, *, host: Host, merge: bool =
         if job.beside:
             _write_adapter(job, weights, Places(job.slots, assembly.slots, graph.layers, job.context), stage)
         manifest = _manifest(job, graph, assembly, stage)
-        if job.device.graph.static:
-            manifest["graph"]["static"] = _write_static(job, assembly, stage)
+        if job.standard:
+            _write_static(job, assembly, stage, manifest)
         _check_memory(job, manifest["memory"])
         _write_manifest(stage, manifest)
         _say("verifying against torch")
@@ -150,9 +152,10 @@ def _write_graph(job: Job, weights: Source, stage: Path) -> tuple[BaseGraph, Ass
     if job.base.encodes:
         graph = build_encoder(job.base.load(), weights)
     else:
-        graph = build_graph(job.base.config, job.base.load, weights, job.context, standard=job.device.graph.standard)
+        graph = build_graph(job.base.config, job.base.load, weights, job.context, standard=job.standard)
         expose_hidden(graph, keep_logits=job.task == "text-generation")
-    assembly = Assembly(graph, weights, job.quant, job.slots, standard=job.device.graph.standard)
+    assembly = Assembly(graph, weights, job.quant, job.slots,
+                        integers=integer_operator(job.device) if job.standard else "")
     assembly.write(stage)
     if graph.cache == "shared":
         write_variants(stage, assembly.slots if "lowrank" in job.slots else [])
@@ -161,13 +164,25 @@ def _write_graph(job: Job, weights: Source, stage: Path) -> tuple[BaseGraph, Ass
     return graph, assembly
 
 
-def _write_static(job: Job, assembly: Assembly, stage: Path) -> dict[str, Any]:
-    """The graphs of fixed shapes, with slots as wide as the device file says, or as the adapter needs."""
+def _write_static(job: Job, assembly: Assembly, stage: Path, manifest: dict[str, Any]) -> None:
+    """Graphs of fixed shapes where the device wants those, and what its provider takes of the graphs that it runs.
+
+    Slots are as wide as the device file says, or as the adapter needs.
+    """
     adapter = stage / "adapters" / f"{job.name}.safetensors"
-    tensors = TensorFile(adapter) if job.beside else None
+    tensors = TensorFile(adapter) if adapter.is_file() else None
     wanted = max((tensors.shape(name)[1] for name in tensors or () if tensors and name.endswith(".A")), default=0)
-    return write_static(stage, job.device.graph, job.context, assembly.slots if "lowrank" in job.slots else [],
-                        max(job.device.graph.rank, wanted))
+    rank, table = max(job.device.graph.rank, wanted), table_for(job.device)
+    if job.device.graph.static:
+        slots = assembly.slots if "lowrank" in job.slots else []
+        manifest["graph"]["static"], graphs = write_static(stage, job.device.graph, job.context, slots, rank)
+    elif table is not None and job.task == "text-generation":
+        graphs = {GRAPH: fixed(stage, 1, job.context, rank)}  # as it stands at its fullest: a token at the context's end
+    if table is not None and job.task == "text-generation":
+        reports = {file: check_graph(model, table) for file, model in graphs.items()}
+        check_enough(job.device, table, reports, job.quant.kind)
+        manifest["placement"] = {"provider": table.provider, "table": table.name, "sources": list(table.sources),
+                                 "graphs": reports}
 
 
 def _write_adapter(job: Job, weights: Source, places: Places, stage: Path) -> str:

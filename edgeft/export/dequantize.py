@@ -57,9 +57,9 @@ def add_lookup(nodes: Builder, store: Store, quant: Quant, name: str, grid: Grid
     """
     blocks = -(-size // quant.block)
     codes = store.add(f"{name}.table", ir.DataType.UINT8, (rows, blocks * quant.block * quant.bits // 8),
-                      lambda: grid().codes.reshape(rows, -1))
+                      lambda: grid().codes.reshape(rows, -1), key=f"{name}.codes")
     scales = store.add(f"{name}.table_scales", ir.DataType.FLOAT, (rows, blocks, 1),
-                       lambda: grid().scales[:, :, None])
+                       lambda: grid().scales[:, :, None], key=f"{name}.scales")
     found = nodes.cast(nodes.add("Gather", codes, ids, axis=0), ir.DataType.FLOAT)
     if quant.bits == 4:  # the second of a pair lies in the upper half of its byte
         high = nodes.add("Floor", nodes.add("Mul", found, nodes.scalar(1 / 16)))

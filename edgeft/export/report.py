@@ -7,6 +7,8 @@ from typing import Any
 
 from edgeft.contract.forgetting import describe_forgetting
 
+from .placement import describe as describe_placement
+
 
 def describe(manifest: dict[str, Any], out: Path) -> str:
     """What was written, how large, how equal to torch."""
@@ -25,7 +27,7 @@ def describe(manifest: dict[str, Any], out: Path) -> str:
     lines.append(f"  memory: {memory['predicted_peak_mib']:,.0f} MiB predicted at {manifest['context']} tokens, "
                  f"{memory['verified_peak_mib']:,.0f} MiB at the peak of verification; "
                  f"the device gives it {manifest['device']['limits']['budget_mib']:,} MiB")
-    return "\n".join(lines)
+    return "\n".join([*lines, *describe_placement(manifest.get("placement", {}))])
 
 
 def describe_parity(subject: str, report: dict[str, Any], against: str) -> list[str]:

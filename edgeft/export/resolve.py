@@ -21,6 +21,7 @@ from .base import Base, open_base
 from .compress import Compression, base_name, compress
 from .foreign import check, import_peft
 from .heads import own_head, split_head
+from .placement import is_standard
 
 if TYPE_CHECKING:
     from edgeft.plugins import Host
@@ -58,6 +59,11 @@ class Job:
         """Kinds of slots that the bundle gets: a base with a change merged in is no base for other adapters."""
         kinds = [] if self.merge else list(self.device.graph.slots)
         return [kind for kind in kinds if kind != "scale" or not self.device.graph.static]
+
+    @property
+    def standard(self) -> bool:
+        """Whether its graphs are to be of standard operators; they compute integer weights on exact activations."""
+        return is_standard(self.device)
 
     @property
     def own_head(self) -> Head | None:

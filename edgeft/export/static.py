@@ -24,18 +24,25 @@ from .traced import optimize
 FOLDED = 1 << 26  # bytes; a mask of causality for a chunk of 128 and a context of 16k has 8 MiB
 
 
-def write_static(folder: Path, device: Graph, context: int, slots: Sequence[SlotGroup], rank: int) -> dict[str, Any]:
-    """Write both graphs beside model.onnx; returns what the manifest says of them.
+def write_static(folder: Path, device: Graph, context: int, slots: Sequence[SlotGroup],
+                 rank: int) -> tuple[dict[str, Any], dict[str, ir.Model]]:
+    """Write both graphs beside model.onnx; returns what the manifest says of them, and the graphs by file.
 
     `rank`: what the adapters of a request may have together; the slots are inputs of that size.
     """
     chunk = min(device.chunk, context)
-    for file, seq in ((STATIC_PREFILL, chunk), (STATIC_DECODE, 1)):
-        model = ir.load(folder / GRAPH)
-        fix(model, seq, context, rank)
+    made = {file: fixed(folder, seq, context, rank) for file, seq in ((STATIC_PREFILL, chunk), (STATIC_DECODE, 1))}
+    for file, model in made.items():
         ir.save(model, folder / file)
     return {"prefill": STATIC_PREFILL, "decode": STATIC_DECODE, "chunk": chunk, "cache": context,
-            "rank": rank if slots else 0, "present": "new rows"}
+            "rank": rank if slots else 0, "present": "new rows"}, made
+
+
+def fixed(folder: Path, seq: int, context: int, rank: int) -> ir.Model:
+    """A copy of a bundle's graph in which every size is a number."""
+    model = ir.load(folder / GRAPH)
+    fix(model, seq, context, rank)
+    return model
 
 
 def fix(model: ir.Model, seq: int, cache: int, rank: int) -> None:
@@ -58,7 +65,7 @@ def fix(model: ir.Model, seq: int, cache: int, rank: int) -> None:
     for node in graph:
         for value in node.outputs:
             if value not in graph.outputs:
-                value.shape = None  # inferred anew
+                value.shape = _integer_shape(node, seq)  # the others are inferred anew
     weights = {name for name, value in graph.initializers.items() if isinstance(value.const_value, ir.ExternalTensor)}
     optimize(model, weights, FOLDED)
     RemoveUnusedNodesPass()(model)
@@ -67,6 +74,15 @@ def fix(model: ir.Model, seq: int, cache: int, rank: int) -> None:
     if open_shapes:
         raise EdgeftError(f"{len(open_shapes)} values of this graph keep no fixed shape ({', '.join(open_shapes[:3])}), "
                           "and the device takes no others.")
+
+
+def _integer_shape(node: ir.Node, seq: int) -> ir.Shape | None:
+    """Of what MatMulNBits makes, which no one infers; the head, whose input is cut, makes one row."""
+    if node.op_type != "MatMulNBits":
+        return None
+    read = node.inputs[0]
+    cut = read is not None and read.producer() is not None and read.producer().op_type == "Slice"  # type: ignore[union-attr]
+    return ir.Shape([1, 1 if cut else seq, node.attributes["N"].as_int()])
 
 
 def _slot_size(size: Any, rank: int, name: str) -> int:
