@@ -34,8 +34,8 @@ def missing() -> str:
     if not python.is_file():
         return (f"OpenVINO: no interpreter at {python}. Run `make openvino`, or name one that has "
                 "onnxruntime-openvino 1.24.1 or newer in EDGEFT_OPENVINO.")
-    done = subprocess.run([python, "-c", f"import onnxruntime as o; exit({PROVIDER!r} not in o.get_available_providers())"],
-                          capture_output=True, check=False)
+    code = f"import onnxruntime; exit({PROVIDER!r} not in onnxruntime.get_available_providers())"
+    done = subprocess.run([python, "-c", code], capture_output=True, check=False)
     return f"OpenVINO: {python} has no onnxruntime with {PROVIDER}. Run `make openvino`." if done.returncode else ""
 
 

@@ -16,7 +16,6 @@ import numpy as np
 from edgeft import __version__
 from edgeft.contract.bundle import (
     FORMAT,
-    GRAPH,
     GRAPH_DATA,
     MANIFEST,
     Bundle,
@@ -28,8 +27,8 @@ from edgeft.contract.device import Cpu, Device, Graph, Limits, Run
 from edgeft.contract.errors import EdgeftError, Faults, UsageError
 from edgeft.contract.files import disk_errors, link_or_copy, refuse_existing, scratch, staged, sync_tree, write_json
 from edgeft.contract.grid import Quant, fingerprint
-from edgeft.contract.tensors import TensorFile
 
+from .accelerate import prepare_for_provider
 from .adapters import Places, lower, merge_weight, write_adapter
 from .assemble import Assembly
 from .encoder import build_encoder, expose_hidden
@@ -38,12 +37,11 @@ from .heads import describe_head, write_head
 from .ondevice import rounding
 from .oracle import Oracle
 from .parity_classify import prove_any
-from .placement import check_enough, check_graph, integer_operator, table_for
+from .placement import integer_operator
 from .resolve import Job, resolve
 from .same_grid import check_codes, check_description
 from .sidecars import generation, write_genai_config, write_tokenizer
-from .static import fixed, write_static
-from .variants import write_required, write_variants
+from .variants import write_variants
 from .weights import GraphBase, Source
 
 if TYPE_CHECKING:
@@ -79,7 +77,7 @@ def export(source: Path, device: Device, out: Path, *, host: Host, merge: bool =
             _write_adapter(job, weights, Places(job.slots, assembly.slots, graph.layers, job.context), stage)
         manifest = _manifest(job, graph, assembly, stage)
         if job.standard:
-            _write_static(job, assembly, stage, manifest)
+            prepare_for_provider(job, assembly.slots, stage, manifest)
         _check_memory(job, manifest["memory"])
         _write_manifest(stage, manifest)
         _say("verifying against torch")
@@ -159,30 +157,7 @@ def _write_graph(job: Job, weights: Source, stage: Path) -> tuple[BaseGraph, Ass
     assembly.write(stage)
     if graph.cache == "shared":
         write_variants(stage, assembly.slots if "lowrank" in job.slots else [])
-    elif assembly.standard and not job.device.graph.static:
-        write_required(stage, assembly.slots if "lowrank" in job.slots else [])
     return graph, assembly
-
-
-def _write_static(job: Job, assembly: Assembly, stage: Path, manifest: dict[str, Any]) -> None:
-    """Graphs of fixed shapes where the device wants those, and what its provider takes of the graphs that it runs.
-
-    Slots are as wide as the device file says, or as the adapter needs.
-    """
-    adapter = stage / "adapters" / f"{job.name}.safetensors"
-    tensors = TensorFile(adapter) if adapter.is_file() else None
-    wanted = max((tensors.shape(name)[1] for name in tensors or () if tensors and name.endswith(".A")), default=0)
-    rank, table = max(job.device.graph.rank, wanted), table_for(job.device)
-    if job.device.graph.static:
-        slots = assembly.slots if "lowrank" in job.slots else []
-        manifest["graph"]["static"], graphs = write_static(stage, job.device.graph, job.context, slots, rank)
-    elif table is not None and job.task == "text-generation":
-        graphs = {GRAPH: fixed(stage, 1, job.context, rank)}  # as it stands at its fullest: a token at the context's end
-    if table is not None and job.task == "text-generation":
-        reports = {file: check_graph(model, table) for file, model in graphs.items()}
-        check_enough(job.device, table, reports, job.quant.kind)
-        manifest["placement"] = {"provider": table.provider, "table": table.name, "sources": list(table.sources),
-                                 "graphs": reports}
 
 
 def _write_adapter(job: Job, weights: Source, places: Places, stage: Path) -> str:

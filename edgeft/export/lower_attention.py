@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from .nodes import Builder
+from .nodes import Builder, fixed_size, given
 
 MASKED = -1e4  # added to a masked score: its exponent is 0 in float32 and in float16, and it is no infinity
 INT32, INT64, FLOAT = ir.DataType.INT32, ir.DataType.INT64, ir.DataType.FLOAT
@@ -38,16 +38,24 @@ def lower_attention(graph: ir.Graph) -> None:
     biases: dict[int, ir.Value] = {}
     rotations: dict[tuple[ir.Value, ir.Value], tuple[ir.Value, ir.Value]] = {}
     for node in found:
-        window = node.attributes.get_int("local_window_size", -1)
+        window, tables = _window(node), _tables(node)
         if window not in biases:
             biases[window] = _bias(nodes, mask, window)
-        tables = node.inputs[7], node.inputs[8]
-        if node.attributes.get_int("do_rotary", 0) and tables not in rotations:
-            rotations[tables] = _rotation(nodes, mask.positions, *tables)  # type: ignore[index, arg-type]
+        if tables and tables not in rotations:
+            rotations[tables] = _rotation(nodes, mask.positions, *tables)
     graph.insert_before(graph[0], nodes.made)
     for node in found:
-        _lower(node, biases[node.attributes.get_int("local_window_size", -1)],
-               rotations.get((node.inputs[7], node.inputs[8])) if len(node.inputs) > 8 else None)  # type: ignore[arg-type]
+        tables = _tables(node)
+        _lower(node, biases[_window(node)], rotations[tables] if tables else None)
+
+
+def _window(node: ir.Node) -> int:
+    return node.attributes.get_int("local_window_size", -1)
+
+
+def _tables(node: ir.Node) -> tuple[ir.Value, ir.Value] | None:
+    """Cosines and sines by position, where the node rotates."""
+    return (given(node.inputs[7]), given(node.inputs[8])) if node.attributes.get_int("do_rotary", 0) else None
 
 
 def _is_known(node: ir.Node) -> bool:
@@ -94,21 +102,17 @@ def _rotation(nodes: Builder, positions: ir.Value, cos: ir.Value, sin: ir.Value)
 
 
 def _lower(node: ir.Node, bias: ir.Value, rotation: tuple[ir.Value, ir.Value] | None) -> None:
-    assert node.graph is not None
     nodes = Builder(node.graph)  # type: ignore[arg-type]
-    past_key, past_value = node.inputs[3], node.inputs[4]
-    assert past_key is not None and past_value is not None and past_key.shape is not None
-    heads, kv_heads = node.attributes.get_int("num_heads"), node.attributes.get_int("kv_num_heads")
-    size = int(str(past_key.shape[3]))
-    packed, key, value = node.inputs[:3]
-    assert packed is not None and heads is not None and kv_heads is not None
-    parts = [packed, key, value] if key is not None else \
-        nodes.split(packed, [heads * size, kv_heads * size, kv_heads * size])
+    past_key, past_value = given(node.inputs[3]), given(node.inputs[4])
+    heads, kv_heads = node.attributes["num_heads"].as_int(), node.attributes["kv_num_heads"].as_int()
+    size, packed = fixed_size(past_key, 3), node.inputs[1] is None
+    parts = nodes.split(given(node.inputs[0]), [heads * size, kv_heads * size, kv_heads * size]) if packed \
+        else [given(value) for value in node.inputs[:3]]
     query, key, value = (
         nodes.add("Transpose", nodes.add("Reshape", part, nodes.ints(0, 0, count, size)), perm=[0, 2, 1, 3])
-        for part, count in zip(parts, (heads, kv_heads, kv_heads), strict=True) if part is not None)
-    if rotation is not None and node.attributes.get_int("do_rotary", 0):
-        width = int(str(rotation_width(node)))
+        for part, count in zip(parts, (heads, kv_heads, kv_heads), strict=True))
+    if rotation is not None:
+        width = fixed_size(node.inputs[7], 1)  # half of what is rotated of each head
         query, key = (_rotate(nodes, part, *rotation, width, size) for part in (query, key))
     keys, values = nodes.add("Concat", past_key, key, axis=2), nodes.add("Concat", past_value, value, axis=2)
     scale = node.attributes.get_float("scale", 0.0) or size**-0.5
@@ -132,13 +136,6 @@ def _lower(node: ir.Node, bias: ir.Value, rotation: tuple[ir.Value, ir.Value] | 
     mixed = nodes.add("Transpose", mixed, perm=[0, 2, 1, 3])
     result = nodes.add("Reshape", mixed, nodes.ints(0, 0, heads * size))
     nodes.replace(node, [result, keys, values])
-
-
-def rotation_width(node: ir.Node) -> int:
-    """How many of a head's numbers are rotated, halved: the width of its cosines."""
-    table = node.inputs[7]
-    assert table is not None and table.shape is not None
-    return int(str(table.shape[1]))
 
 
 def _rotate(nodes: Builder, heads: ir.Value, cos: ir.Value, sin: ir.Value, width: int, size: int) -> ir.Value:

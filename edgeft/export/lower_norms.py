@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from .nodes import Builder
+from .nodes import Builder, given
 
 SKIPS = {"SkipSimplifiedLayerNormalization": False, "SkipLayerNormalization": True}  # whether the mean is taken off
 
@@ -18,23 +18,20 @@ def lower_norms(graph: ir.Graph) -> None:
             _lower_skip(nodes, node, epsilon)
         elif node.op_type == "SimplifiedLayerNormalization" or (
                 node.op_type == "RMSNormalization" and node.attributes.get_int("axis", -1) == -1):
-            read, weight = node.inputs[:2]
-            assert read is not None and weight is not None
-            nodes.replace(node, [_rms(nodes, read, weight, epsilon)])
+            nodes.replace(node, [_rms(nodes, given(node.inputs[0]), given(node.inputs[1]), epsilon)])
 
 
 def _lower_skip(nodes: Builder, node: ir.Node, epsilon: float) -> None:
     layer = SKIPS[node.op_type]
-    read, skip, weight, *rest = node.inputs
-    beta, bias = (rest if layer else [None, *rest]) + [None] * (2 - len(rest) - (not layer))
-    assert read is not None and skip is not None and weight is not None
-    total = nodes.add("Add", read, skip)
+    read, skip, weight, *rest = (*node.inputs, None, None)
+    beta, bias = rest[:2] if layer else (None, rest[0])
+    total = nodes.add("Add", given(read), given(skip))
     if bias is not None:
         total = nodes.add("Add", total, bias)
     if layer:
         result = nodes.add("LayerNormalization", total, weight, *([beta] if beta else []), axis=-1, epsilon=epsilon)
     else:
-        result = _rms(nodes, total, weight, epsilon)
+        result = _rms(nodes, total, given(weight), epsilon)
     if len(node.outputs) > 3:  # the residual for the next one
         ir.convenience.replace_all_uses_with(node.outputs[3], total)
     nodes.replace(node, [result])

@@ -23,6 +23,19 @@ def integers(graph: ir.Graph, name: str, *values: int) -> ir.Value:
     return constant(graph, name, np.asarray(values, np.int64))
 
 
+def given(value: ir.Value | None) -> ir.Value:
+    """An input that a node of its kind always has."""
+    assert value is not None
+    return value
+
+
+def fixed_size(value: ir.Value | None, axis: int) -> int:
+    """A size that is a number whatever the batch."""
+    shape = given(value).shape
+    assert shape is not None
+    return int(str(shape[axis]))
+
+
 class Builder:
     """Collects nodes in the order in which they are to stand."""
 

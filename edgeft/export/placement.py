@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import tomllib
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -100,11 +99,10 @@ def check_graph(model: ir.Model, table: Table) -> dict[str, Any]:
             fallen.setdefault((node.op_type, reason), []).append(matrix_work(node))
     total = sum(matrix_work(node) for node in reasons)
     lost = sum(sum(works) for works in fallen.values())
+    rows = [{"operator": name, "nodes": len(works), "share": round(sum(works) / max(total, 1), 6), "reason": reason}
+            for (name, reason), works in sorted(fallen.items(), key=lambda item: -sum(item[1]))]
     return {"nodes": len(reasons), "placed": sum(not reason for reason in reasons.values()),
-            "multiply_adds": total, "share": round(1 - lost / total, 6) if total else 1.0,
-            "fallback": [{"operator": name, "nodes": len(works), "share": round(sum(works) / total, 6) if total else 0.0,
-                          "reason": reason}
-                         for (name, reason), works in sorted(fallen.items(), key=lambda item: -sum(item[1]))]}
+            "multiply_adds": total, "share": round(1 - lost / max(total, 1), 6), "fallback": rows}
 
 
 def matrix_work(node: ir.Node) -> int:
@@ -126,8 +124,8 @@ def _refused(node: ir.Node, table: Table) -> str:
     first = node.inputs[0] if node.inputs else None
     if first is not None and first.dtype is not None and first.dtype.name not in (rule.types or table.types):
         return f"of {first.dtype.name}"
-    ranks = [len(value.shape) for value in (*node.inputs, *node.outputs) if value is not None and value.shape is not None]
-    if max(ranks, default=0) > table.rank:
+    shapes = [value.shape for value in (*node.inputs, *node.outputs) if value is not None]
+    if any(shape is not None and len(shape) > table.rank for shape in shapes):
         return f"more than {table.rank} axes"
     if rule.rank and first is not None and first.shape is not None \
             and not rule.rank[0] <= len(first.shape) <= rule.rank[1]:
@@ -158,15 +156,21 @@ def _attributes_refused(node: ir.Node, rule: Rule) -> str:
 def _weight_refused(node: ir.Node, reasons: Mapping[ir.Node, str]) -> str:
     """A product whose weight a fallen node makes at every pass is no better than one that fell itself."""
     value = node.inputs[1]
-    producer = value.producer() if value is not None else None
-    while producer is not None and all(item is None or item.const_value is not None or item.producer() is not None
-                                       for item in producer.inputs):
-        if reasons.get(producer):
-            made_of = Counter(type(item) for item in producer.inputs if item is not None and item.const_value is not None)
-            return f"its weight comes from {producer.op_type}, which falls back" if made_of else ""
+    while value is not None and _is_weight(value) and value.producer() is not None:
+        producer = value.producer()
+        assert producer is not None
+        if reasons[producer]:
+            return f"its weight comes from {producer.op_type}, which falls back"
         value = producer.inputs[0]
-        producer = value.producer() if value is not None else None
     return ""
+
+
+def _is_weight(value: ir.Value) -> bool:
+    """Whether a value is stored, or made of stored ones alone."""
+    producer = value.producer()
+    if producer is None:
+        return value.const_value is not None
+    return all(item is None or _is_weight(item) for item in producer.inputs)
 
 
 def check_enough(device: Device, table: Table, reports: Mapping[str, Mapping[str, Any]], quant: str) -> None:
@@ -176,9 +180,9 @@ def check_enough(device: Device, table: Table, reports: Mapping[str, Mapping[str
         if report["share"] < ENOUGH:
             worst = report["fallback"][0]
             faults.add(f"{file}, share of the matrix work placed", declared=f"at least {ENOUGH:.0%}",
-                       found=f"{report['share']:.1%} ({worst['nodes']} {worst['operator']} fall back: {worst['reason']})")
-    faults.raise_if_any("Choose another --quant: fp32 and fp16 need no operator for integer weights." if quant[:3] == "int"
-                        else "Choose another device.")
+                       found=f"{report['share']:.1%} ({worst['nodes']} {worst['operator']}: {worst['reason']})")
+    faults.raise_if_any("Choose --quant fp16 or fp32, which need no operator for integer weights."
+                        if quant.startswith("int") else "Choose another device.")
 
 
 def describe(placement: Mapping[str, Any]) -> list[str]:

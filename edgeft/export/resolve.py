@@ -95,8 +95,8 @@ def resolve(source: Path, device: Device, host: Host, *, merge: bool = False, ba
         faults.raise_if_any("Put back the base that it was trained on, or train again." if changed else
                             "Name its own base with --base; if that was changed since, train again.")
     if device.graph.static and opened.task != "text-generation":
-        raise UsageError(f"{source}: {opened.name} is for {opened.task}, and graphs of fixed shapes, which {device.name} "
-                         "wants, are made of decoders that generate text.")
+        raise UsageError(f"{source}: {opened.name} is for {opened.task}, and graphs of fixed shapes, which "
+                         f"{device.name} wants, are made of decoders that generate text.")
     compression = compress(artifact, opened, host, rank) if rank else None
     if compression:
         artifact = compression.artifact

@@ -7,7 +7,8 @@ left, so that the last position is always a real token, and the head runs on tha
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -65,24 +66,51 @@ def fix(model: ir.Model, seq: int, cache: int, rank: int) -> None:
     for node in graph:
         for value in node.outputs:
             if value not in graph.outputs:
-                value.shape = _integer_shape(node, seq)  # the others are inferred anew
-    weights = {name for name, value in graph.initializers.items() if isinstance(value.const_value, ir.ExternalTensor)}
-    optimize(model, weights, FOLDED)
+                value.shape = None  # inferred anew
+    with _plain_products(graph):
+        optimize(model, {name for name, value in graph.initializers.items()
+                         if isinstance(value.const_value, ir.ExternalTensor)}, FOLDED)
     RemoveUnusedNodesPass()(model)
     open_shapes = [str(value.name) for node in graph for value in node.outputs if value.name and value.uses()
                    and (value.shape is None or not value.shape.is_static())]
     if open_shapes:
-        raise EdgeftError(f"{len(open_shapes)} values of this graph keep no fixed shape ({', '.join(open_shapes[:3])}), "
-                          "and the device takes no others.")
+        raise EdgeftError(f"{len(open_shapes)} values of this graph keep no fixed shape "
+                          f"({', '.join(open_shapes[:3])}), and the device takes no others.")
 
 
-def _integer_shape(node: ir.Node, seq: int) -> ir.Shape | None:
-    """Of what MatMulNBits makes, which no one infers; the head, whose input is cut, makes one row."""
-    if node.op_type != "MatMulNBits":
-        return None
-    read = node.inputs[0]
-    cut = read is not None and read.producer() is not None and read.producer().op_type == "Slice"  # type: ignore[union-attr]
-    return ir.Shape([1, 1 if cut else seq, node.attributes["N"].as_int()])
+@contextmanager
+def _plain_products(graph: ir.Graph) -> Iterator[None]:
+    """While inside, each MatMulNBits is a MatMul with an input of its own: nobody infers shapes behind the former."""
+    held, kept = dict[str, ir.Node](), list[ir.Value]()
+    own = len(graph.inputs)
+    for node in [node for node in graph if node.op_type == "MatMulNBits"]:
+        shape = ir.Shape([node.attributes[name].as_int() for name in ("K", "N")])
+        weight = ir.Value(name=f"{node.name}.stands_in", shape=shape, type=ir.TensorType(ir.DataType.FLOAT))
+        graph.inputs.append(weight)
+        held[str(weight.name)] = node
+        _swap(node, ir.node("MatMul", [node.inputs[0], weight], name=node.name))
+        kept += [graph.initializers.pop(str(value.name)) for value in node.inputs[1:] if value is not None]
+    yield
+    del graph.inputs[own:]
+    for node in [node for node in graph if node.op_type == "MatMul"]:
+        weight = node.inputs[1]
+        if weight is not None and weight.name in held:
+            integer = held[weight.name]
+            _swap(node, ir.node("MatMulNBits", [node.inputs[0], *integer.inputs[1:]], integer.attributes,
+                                domain=integer.domain, name=integer.name))
+    for value in kept:
+        graph.register_initializer(value)
+
+
+def _swap(old: ir.Node, new: ir.Node) -> None:
+    """Put a node of one output in another's place."""
+    before, after = old.outputs[0], new.outputs[0]
+    name, after.shape, after.type = before.name, before.shape, before.type
+    before.name, after.name = f"{name}.replaced", name
+    ir.convenience.replace_all_uses_with(before, after, replace_graph_outputs=True)
+    assert old.graph is not None
+    old.graph.insert_before(old, new)
+    old.graph.remove(old)
 
 
 def _slot_size(size: Any, rank: int, name: str) -> int:

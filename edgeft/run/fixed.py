@@ -1,4 +1,4 @@
-"""The rows of a batch on graphs of fixed shapes: one row a pass, a prompt in padded chunks, the cache in fixed buffers."""
+"""The rows of a batch on graphs of fixed shapes: a row a pass, prompts in padded chunks, the cache in fixed buffers."""
 
 from __future__ import annotations
 
