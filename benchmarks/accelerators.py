@@ -5,20 +5,22 @@
 Trains a LoRA and a soft prompt on ../shared's stories3m for some steps, and exports that for each device in fp32 and in
 the quantization of its file and int4. Per bundle:
 
-  placed         share of the matrix work (multiply-adds of one pass) that the provider takes by its table, the lowest of
-                 the bundle's graphs; below 95 % the export refuses, and so it says here
+  placed         share of the matrix work (multiply-adds of one pass) that the provider takes by its table, the lowest
+                 of the bundle's graphs; below 95 % the export refuses, and so it says here
   nodes          of those graphs together, placed and in all; under the table what falls back
   MiB            of the whole folder, and of the weights
-  tokens         greedy answers to --prompts prompts, bare, with the LoRA and with the soft prompt, equal to those of the
-                 dynamic bundle for cpu-x86_64: in fp32 the ordinary one; on a grid the same grid's with exact activations
-  OpenVINO       the same on its CPU plugin, where `make openvino` has been run, and the nodes that it was given; bundles
-                 for other providers than OpenVINO's are not tried there
+  tokens         greedy answers to --prompts prompts, bare, with the LoRA and with the soft prompt, equal to those of
+                 the dynamic bundle for cpu-x86_64; on a grid those of the same grid with exact activations
+  OpenVINO       the same on its CPU plugin, where `make openvino` has been run, and the nodes that it was given;
+                 bundles for other providers are not tried there. Activations as they are; with the options of the
+                 device file the plugin rounds them to int8 before a product with int4 weights: a line below the table
 """
 
 from __future__ import annotations
 
 import json
-import sys
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -70,13 +72,14 @@ def measure(work: Path, device: str, quant: str, args: Any) -> dict[str, Any]:
     if placement["provider"] == place_openvino.PROVIDER and not place_openvino.missing():
         found = place_openvino.ask(bundle, questions, args.new_tokens)
         row["openvino"] = {**compare(expected, found["answers"]), "placement": found["placement"]}
+        if manifest["device"]["run"]["options"].get("device_type") == "CPU":
+            own = place_openvino.ask(bundle, questions, args.new_tokens, own=True)
+            row["own_options"] = {**compare(expected, own["answers"]), "agreement": agreement(expected, own["answers"])}
     return row
 
 
 def export(work: Path, device: str, quant: str, bundle: Path) -> str:
     """Export with the LoRA, add the soft prompt; what was said where it was refused."""
-    import subprocess
-
     done = subprocess.run([*EDGEFT, "export", work / "menu", "--device", device, "--quant", quant, "--out", bundle],
                           capture_output=True, text=True, check=False)
     if done.returncode:
@@ -101,8 +104,6 @@ def reference(work: Path, quant: str, block: int, args: Any) -> place_openvino.A
 
 def make_exact(bundle: Path) -> None:
     """Turn off the rounding of activations to int8, which graphs in standard operators do not have."""
-    import shutil
-
     from edgeft.export.verify import exact_copy
 
     with exact_copy(bundle) as copy:
@@ -139,6 +140,16 @@ def compare(expected: place_openvino.Answers, found: place_openvino.Answers) -> 
                                             for a, b in zip(left["logits"], right["logits"], strict=True))}
 
 
+def agreement(expected: place_openvino.Answers, found: place_openvino.Answers) -> float:
+    """Share of tokens that are equal up to the first that is not, which all later ones follow from."""
+    same = total = 0
+    for left, right in zip(expected, found, strict=True):
+        pairs = list(zip(left["tokens"], right["tokens"], strict=False))
+        same += next((place for place, (a, b) in enumerate(pairs) if a != b), len(pairs))
+        total += len(left["tokens"])
+    return round(same / total, 4)
+
+
 def mib(size: int) -> float:
     return round(size / 2**20, 2)
 
@@ -146,15 +157,24 @@ def mib(size: int) -> float:
 def describe(report: dict[str, Any]) -> str:
     """The table, what falls back, and what was refused."""
     made = [row for row in report["rows"] if "refused" not in row]
-    lines = [f"{report['base']}, {report['prompts']} prompts x {len(ADAPTERS)} adapters, {report['new_tokens']} tokens; "
+    lines = [f"{report['base']}, {report['prompts']} prompts x {len(ADAPTERS)} adapters, {report['new_tokens']} tokens",
              f"OpenVINO: {report['openvino']}", ""]
     lines.append(table(["device", "quant", "placed", "nodes", "MiB", "weights", "tokens on CPU", "logits", "OpenVINO",
                         "logits", "nodes on it"], [columns(row) for row in made]))
     for row in made:
-        lines += [f"{row['device']} {row['quant']} {file}: {item['nodes']} {item['operator']} ({item['reason']}) fall "
-                  f"back, {item['share']:.1%} of the matrix work"
-                  for file, items in row["fallback"].items() for item in items]
-    lines += [f"{row['device']} {row['quant']}: refused\n{row['refused']}" for row in report["rows"] if "refused" in row]
+        for file, items in row["fallback"].items():
+            fallen = ", ".join(f"{item['nodes']} {item['operator']} ({item['reason']})" for item in items)
+            if fallen:
+                share = sum(item["share"] for item in items)
+                lines.append(f"{row['device']} {row['quant']} {file} falls back, {share:.1%} of the matrix work: {fallen}")
+        if "own_options" in row:
+            own = row["own_options"]
+            lines.append(f"{row['device']} {row['quant']} with its device file's options on OpenVINO: {own['equal']}/"
+                         f"{own['of']} answers equal, {own['agreement']:.1%} of the tokens up to the first other one, "
+                         f"largest logit difference {own['largest_logit_difference']:.1e}")
+    for row in report["rows"]:
+        if "refused" in row:
+            lines.append(f"{row['device']} {row['quant']}: refused\n{row['refused']}")
     return "\n".join(lines)
 
 
@@ -173,5 +193,4 @@ def equal(found: dict[str, Any] | None) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parent))
     start(main)

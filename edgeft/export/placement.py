@@ -18,6 +18,8 @@ import onnx_ir as ir
 from edgeft.contract.device import Device
 from edgeft.contract.errors import EdgeftError, Faults
 
+from .nodes import fixed_size
+
 FOLDER = Path(__file__).with_name("providers")
 ENOUGH = 0.95  # of the matrix work: with less on the accelerator, the processor alone is no slower
 
@@ -33,6 +35,7 @@ class Rule:
     multiples: Mapping[str, int] = field(default_factory=dict)  # name -> must be a multiple of this
     divides: Mapping[str, str] = field(default_factory=dict)  # name -> attribute that it must divide
     blocked: bool = True  # whether quantized in blocks is taken
+    whole: bool = False  # whether blocks must be whole: a multiple of them in the first input's quantized axis
 
 
 @dataclass(frozen=True)
@@ -148,8 +151,11 @@ def _attributes_refused(node: ir.Node, rule: Rule) -> str:
     for name, other in rule.divides.items():
         if found[other] % found[name]:
             return f"{name} {found[name]} does not divide {other} {found[other]}"
-    if found.get("block_size") and not rule.blocked:
+    block = found.get("block_size", 0)
+    if block and not rule.blocked:
         return "quantized in blocks"
+    if block and rule.whole and (size := fixed_size(node.inputs[0], found.get("axis", 1))) % block:
+        return f"{size} rows are no whole number of blocks of {block}"
     return ""
 
 
@@ -160,7 +166,7 @@ def _weight_refused(node: ir.Node, reasons: Mapping[ir.Node, str]) -> str:
         producer = value.producer()
         assert producer is not None
         if reasons[producer]:
-            return f"its weight comes from {producer.op_type}, which falls back"
+            return f"its weight comes from {producer.op_type}, which falls back: {reasons[producer]}"
         value = producer.inputs[0]
     return ""
 
@@ -181,8 +187,9 @@ def check_enough(device: Device, table: Table, reports: Mapping[str, Mapping[str
             worst = report["fallback"][0]
             faults.add(f"{file}, share of the matrix work placed", declared=f"at least {ENOUGH:.0%}",
                        found=f"{report['share']:.1%} ({worst['nodes']} {worst['operator']}: {worst['reason']})")
-    faults.raise_if_any("Choose --quant fp16 or fp32, which need no operator for integer weights."
-                        if quant.startswith("int") else "Choose another device.")
+    integers = "Choose --quant fp16 or fp32, which need no operator for integer weights, or where blocks are the " \
+               "reason a device file with another [graph] block."
+    faults.raise_if_any(integers if quant.startswith("int") else "Choose another device.")
 
 
 def describe(placement: Mapping[str, Any]) -> list[str]:

@@ -33,7 +33,8 @@ def choose(bundle: Bundle, wanted: Wanted = None) -> Provider:
     found = ort.get_available_providers()
     if name not in found:
         way = INSTALL.get(name, "Install an onnxruntime that has it") + ", or run it on the processor with --provider "
-        raise EdgeftError(f"{bundle.folder}: its provider is not installed{did_you_mean(name, found)}\n"
+        near = did_you_mean(name, found) if wanted else ""
+        raise EdgeftError(f"{bundle.folder}: its provider is not installed.{near}\n"
                           f"  provider  declared {name}  found {', '.join(found)}\n{way}{CPU}.")
     if options is None:
         options = run["options"] if name == run["provider"] else {}

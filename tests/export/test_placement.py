@@ -79,15 +79,17 @@ def test_a_product_whose_weight_is_made_elsewhere_is_not_placed() -> None:
     nodes = [made, turned, product(x, made.outputs[0], 1, 4, 2), product(x, turned.outputs[0], 1, 4, 2)]
     report = check_graph(graph_of(nodes, inputs=[x]), TABLE)
     assert report["share"] == 0.5
-    assert report["fallback"][0]["reason"] == "its weight comes from DequantizeLinear, which falls back"
+    assert report["fallback"][0]["reason"] == "its weight comes from DequantizeLinear, which falls back: not among " \
+        "its operators"
 
 
 @pytest.mark.parametrize(("rule", "reason"), [
     (Rule(constant=(1,)), "its input 1 is no constant"), (Rule(types=("INT32",)), "of FLOAT"),
     (Rule(rank=(4, 4)), "3 axes"), (Rule(attributes={"bits": [4]}), "bits 8"),
     (Rule(multiples={"block_size": 16}), "block_size 24 is no multiple of 16"),
-    (Rule(divides={"block_size": "K"}), "block_size 24 does not divide K 64"), (Rule(blocked=False), "quantized in blocks"),
-    (Rule(), "")])
+    (Rule(divides={"block_size": "K"}), "block_size 24 does not divide K 64"),
+    (Rule(blocked=False), "quantized in blocks"),
+    (Rule(whole=True), "4 rows are no whole number of blocks of 24"), (Rule(), "")])
 def test_each_rule_refuses(rule: Rule, reason: str) -> None:
     attributes: dict[str, Any] = {"bits": 8, "block_size": 24, "K": 64}
     x, w = value("x", 1, 4, 8), value("w", 8, 2)
@@ -103,6 +105,13 @@ def test_more_axes_than_the_provider_has() -> None:
     x = value("x", 1, 1, 1, 4, 8)
     node = product(x, value("w", 8, 2, stored=True), 1, 1, 1, 4, 2)
     assert check_graph(graph_of([node], inputs=[x]), TABLE)["fallback"][0]["reason"] == "more than 4 axes"
+
+
+def test_blocks_with_a_rest_are_refused_for_openvino(lora_run: Path, tmp_path: Path) -> None:
+    done = edgeft("export", lora_run, "--device", "intel-npu", "--out", tmp_path / "made", check=False)
+    assert done.returncode == 1
+    assert "96 rows are no whole number of blocks of 64" in done.stderr
+    assert not (tmp_path / "made").exists()
 
 
 def test_too_little_placed_is_no_bundle(lora_run: Path, tmp_path: Path) -> None:

@@ -115,7 +115,7 @@ def test_every_shape_is_fixed_and_only_new_rows_come_out(fixed: Path) -> None:
         assert shapes["attention_mask"] == [1, 200 + seq]
         assert shapes["past_key_values.0.key"] == [1, heads, 200, size]
         assert shapes["present.0.key"] == [1, heads, seq, size]
-        assert shapes["logits"][:2] == [1, 1]
+        assert tuple(shapes["logits"])[:2] == (1, 1)
         assert shapes["adapter_gate"] == [1, 1, RANK]
         assert not {node.op_type for node in graph} & {"Shape", "Range", "LessOrEqual", "ConstantOfShape", "Expand"}
     assert not all(value.shape.is_static() for value in ir.load(fixed / GRAPH).graph.inputs)
@@ -162,7 +162,7 @@ def test_more_rank_than_the_slots_have_is_refused(fixed: Path, tmp_path: Path) -
     with pytest.raises(Exception, match=rf"rank  declared {RANK}  found {RANK + 1} \(wide\)"):
         model.generate("one", adapters={"wide": 1.0}, max_tokens=2)
     with pytest.raises(Exception, match="Use fewer adapters at once"):
-        model.generate("one", adapters={"colors": 1.0, "narrow": 1.0}, max_tokens=2)
+        model.generate("one", adapters={"colors": 1.0, "narrow": 1.0}, max_tokens=2, raw=True)
     assert model.generate("one", adapters={"narrow": 1.0}, max_tokens=2).tokens
 
 
@@ -202,7 +202,8 @@ def test_integer_codes_are_the_quantizers(fixed_int4: Path, base: Path) -> None:
     assert (scales == grid.scales.T).all()
 
 
-@pytest.mark.parametrize(("quant", "block", "symmetric"), [("int4", 128, True), ("int4", 32, False), ("int8", 64, True)])
+@pytest.mark.parametrize(("quant", "block", "symmetric"), [
+    ("int4", 128, True), ("int4", 32, False), ("int8", 64, True)])
 def test_other_grids(lora_run: Path, fixed_device: Path, tmp_path: Path, quant: str, block: int,
                      symmetric: bool) -> None:
     """Blocks that do not divide the rows, zero points and 8 bits: export itself compares with torch on that grid."""

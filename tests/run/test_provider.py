@@ -31,12 +31,12 @@ def test_a_provider_that_is_not_installed(standard: Path) -> None:
     assert "declared OpenVINOExecutionProvider" in done.stderr
     assert "Install onnxruntime-openvino" in done.stderr
     assert done.stdout == ""
-    asked = edgeft("run", standard, "--prompt", "one", "--provider", "CPUExecutionProvider", "--max-tokens", 2, "--json")
+    asked = edgeft("run", standard, "--prompt", "one", "--provider", provider.CPU, "--max-tokens", 2, "--json")
     assert len(json.loads(asked.stdout)["tokens"]) == 2
 
 
 def test_a_provider_with_a_typo(bundle: Path) -> None:
-    with pytest.raises(EdgeftError, match="did you mean|Did you mean"):
+    with pytest.raises(EdgeftError, match="you mean CPUExecutionProvider"):
         load(bundle, provider="CPUExecutionProvide")
 
 
@@ -60,16 +60,16 @@ def test_a_fallback_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     assert check({"XProvider": mine}, "XProvider") == ""
     said = check({"XProvider": mine, provider.CPU: Counter({"Gather": 2})}, "XProvider", provider.CPU)
     assert said == "it: 2 of 5 nodes run on the processor, not on XProvider: 2 Gather\n"
-    for placed, providers in (({provider.CPU: mine}, [provider.CPU]), ({provider.CPU: mine}, ["XProvider", provider.CPU])):
+    for providers in ([provider.CPU], ["XProvider", provider.CPU]):
         with pytest.raises(EdgeftError, match="runs none of the graph"):
-            check(placed, *providers)
+            check({provider.CPU: mine}, *providers)
 
 
 def test_optional_slots_on_a_provider_that_freezes_them(bundle: Path, standard: Path,
                                                         monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(session, "FREEZES", {provider.CPU})
     with pytest.raises(EdgeftError, match="an adapter would change nothing"):
-        load(bundle).for_session = load(bundle).graphs.get("model.onnx")
+        load(bundle).graphs.get("model.onnx")
     model = load(standard, provider=provider.CPU)
     wanted = model.generate("one", adapters={}, max_tokens=8).tokens
     assert model.generate("one", adapters={"colors": 1.0}, max_tokens=8).tokens != wanted
@@ -98,7 +98,9 @@ def questions(adapters: list[str | None]) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("quant", ["fp32", "int4"])
 @pytest.mark.parametrize("device", ["intel-cpu-openvino", "intel-npu"])
 def test_openvino_answers_alike_and_runs_every_node(lora_run: Path, tmp_path: Path, device: str, quant: str) -> None:
-    made = export_for(device, tmp_path / "made", lora_run, "--quant", quant)
+    text = (ROOT / "devices" / f"{device}.toml").read_text()
+    (tmp_path / f"{device}.toml").write_text(text.replace("block = 64", "block = 32"))  # the tiny base has rows of 96
+    made = export_for(tmp_path / f"{device}.toml", tmp_path / "made", lora_run, "--quant", quant)
     asked = questions([None, "colors"])
     found = place_openvino.ask(made, asked, 24)
     model = load(made, provider=provider.CPU)
