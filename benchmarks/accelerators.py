@@ -166,7 +166,8 @@ def describe(report: dict[str, Any]) -> str:
             fallen = ", ".join(f"{item['nodes']} {item['operator']} ({item['reason']})" for item in items)
             if fallen:
                 share = sum(item["share"] for item in items)
-                lines.append(f"{row['device']} {row['quant']} {file} falls back, {share:.1%} of the matrix work: {fallen}")
+                lines.append(f"{row['device']} {row['quant']} {file}, {share:.1%} of the matrix work falls back: "
+                             f"{fallen}")
         if "own_options" in row:
             own = row["own_options"]
             lines.append(f"{row['device']} {row['quant']} with its device file's options on OpenVINO: {own['equal']}/"

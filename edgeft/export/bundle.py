@@ -32,7 +32,7 @@ from .accelerate import prepare_for_provider
 from .adapters import Places, lower, merge_weight, write_adapter
 from .assemble import Assembly
 from .encoder import build_encoder, expose_hidden
-from .graph import BaseGraph, build_graph
+from .graph import BaseGraph, build_graph, make_standard
 from .heads import describe_head, write_head
 from .ondevice import rounding
 from .oracle import Oracle
@@ -149,6 +149,8 @@ def _merging(job: Job) -> Any:
 def _write_graph(job: Job, weights: Source, stage: Path) -> tuple[BaseGraph, Assembly]:
     if job.base.encodes:
         graph = build_encoder(job.base.load(), weights)
+        if job.standard:
+            make_standard(graph)
     else:
         graph = build_graph(job.base.config, job.base.load, weights, job.context, standard=job.standard)
         expose_hidden(graph, keep_logits=job.task == "text-generation")

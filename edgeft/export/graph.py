@@ -77,7 +77,7 @@ def build_graph(config: transformers.PretrainedConfig, load: Callable[[], transf
     if graph is None:
         graph = _from_trace(load(), source)
         if standard:
-            _check_standard(graph)
+            make_standard(graph)
     _share(graph)
     _cut_rotary_tables(graph.model, context)
     return graph
@@ -91,7 +91,8 @@ def _lowered(graph: BaseGraph) -> BaseGraph | None:
     return graph
 
 
-def _check_standard(graph: BaseGraph) -> None:
+def make_standard(graph: BaseGraph) -> None:
+    """A trace's graph, its masks finite, stated to be of opset 21; EdgeftError where it needs more."""
     finite_masks(graph.model)
     left = not_standard(graph.model.graph)
     if left:

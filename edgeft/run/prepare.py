@@ -17,6 +17,7 @@ from edgeft.contract.files import staged, write_json
 from .external import Entries, heaviest_first, rewrite
 from .health import check_equal
 from .prepared import FORMAT, PREPARED, PREPARED_MANIFEST, PROVIDER, graph_digests, graph_names, machine
+from .provider import settings_for
 
 SMALLEST = 1024  # bytes; smaller tensors stay in the graph
 LARGE, PAGE, LINE = 1 << 16, 1 << 12, 64  # large blobs begin at a page, the others at a cache line
@@ -68,7 +69,7 @@ def _prepare_graph(source: Path, raw: Path, blobs: Blobs) -> bytes:
 
 
 def _save_optimized(source: Path, target: Path) -> None:
-    settings = ort.SessionOptions()
+    settings = settings_for(PROVIDER, ort.SessionOptions())
     settings.log_severity_level = 4  # it warns that the file is for this machine only, which is its purpose
     settings.intra_op_num_threads = 1
     settings.optimized_model_filepath = str(target)

@@ -97,7 +97,7 @@ class Graphs:
         device = bundle.manifest["device"]
         self.threads = threads or int(device["cpu"]["threads"])
         self.provider = choose(bundle, provider)
-        self.prepared = find_prepared(bundle)
+        self.prepared = find_prepared(bundle) if self.provider[0] == CPU else None
         self.several = several or self.prepared is not None
         self.frugal, self._last = False, ""  # frugal: give back what another graph mapped; costs some ms a switch
         files = set(bundle.manifest["files"])
