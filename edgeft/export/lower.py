@@ -1,6 +1,6 @@
 """Contrib and newest operators written out in standard ones of opset 21, for providers that take no others.
 
-One pass a file: lower_attention.py, lower_norms.py; integer weights are stored so from the start (plain.py).
+One pass a file: lower_attention.py, lower_norms.py; integer weights are stored so from the start (dequantize.py).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from .lower_norms import lower_norms
 
 OPSET = 21  # the first with blocks in DequantizeLinear
 IR_VERSION = 10
+SMALLEST = float(np.finfo(np.float16).min)
 NEWER = {"Attention", "RMSNormalization", "RotaryEmbedding", "Swish", "TensorScatter"}  # of opsets 23 and 24
 
 
@@ -55,8 +56,9 @@ def finite_masks(model: ir.Model) -> None:
                 found = _finite(attribute.as_tensor())
                 if found is not None:
                     node.attributes[name] = ir.AttrTensor(name, found)
-            elif node.op_type == "Constant" and attribute.type == ir.AttributeType.FLOAT:
-                node.attributes[name] = ir.AttrFloat32(name, max(attribute.as_float(), MASKED))
+            elif node.op_type == "Constant" and attribute.type == ir.AttributeType.FLOAT \
+                    and attribute.as_float() < SMALLEST:
+                node.attributes[name] = ir.AttrFloat32(name, MASKED)
 
 
 def _finite(tensor: ir.TensorProtocol | None) -> ir.TensorProtocol | None:
@@ -64,5 +66,6 @@ def _finite(tensor: ir.TensorProtocol | None) -> ir.TensorProtocol | None:
     if tensor is None or tensor.dtype != ir.DataType.FLOAT:
         return None
     array = tensor.numpy()
-    return ir.tensor(np.maximum(array, np.float32(MASKED)), name=tensor.name) if array.size and \
-        array.min() < np.finfo(np.float16).min else None
+    if not array.size or array.min() >= SMALLEST:
+        return None
+    return ir.tensor(np.where(array < SMALLEST, np.float32(MASKED), array), name=tensor.name)

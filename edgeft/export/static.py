@@ -20,6 +20,7 @@ from edgeft.contract.bundle import GRAPH, LOGITS_TO_KEEP, STATIC_DECODE, STATIC_
 from edgeft.contract.device import Graph
 from edgeft.contract.errors import EdgeftError
 
+from .nodes import fixed_size
 from .traced import optimize
 
 FOLDED = 1 << 26  # bytes; a mask of causality for a chunk of 128 and a context of 16k has 8 MiB
@@ -49,7 +50,6 @@ def fixed(folder: Path, seq: int, context: int, rank: int) -> ir.Model:
 def fix(model: ir.Model, seq: int, cache: int, rank: int) -> None:
     """Give every size a number, in place; EdgeftError where one depends on more than the inputs' shapes."""
     graph = model.graph
-    sizes = {"batch": 1, "rows": 1, "seq": seq, "past": cache, "total": cache + seq}
     for value in list(graph.inputs):
         name = str(value.name)
         if name == LOGITS_TO_KEEP:
@@ -59,9 +59,9 @@ def fix(model: ir.Model, seq: int, cache: int, rank: int) -> None:
         if value.is_initializer():  # a slot
             del graph.initializers[name]
             value.const_value = None
-            value.shape = ir.Shape([_slot_size(size, rank, name) for size in value.shape or ()])
+            value.shape = ir.Shape([_slot_size(size, rank) for size in value.shape or ()])
         else:
-            value.shape = ir.Shape(_input_shape(name, value, sizes))
+            value.shape = ir.Shape(_input_shape(value, seq, cache))
     _outputs(graph, seq)
     for node in graph:
         for value in node.outputs:
@@ -113,38 +113,33 @@ def _swap(old: ir.Node, new: ir.Node) -> None:
     old.graph.remove(old)
 
 
-def _slot_size(size: Any, rank: int, name: str) -> int:
+def _slot_size(size: Any, rank: int) -> int:
+    """A size of a slot: of a row, of so many ranks side by side, or a number already."""
     text = str(size)
-    if text == "rows":
-        return 1
-    return rank * int(text.rpartition("x")[2]) if "x" in text else rank if text.startswith("rank") else int(text)
+    return 1 if text == "rows" else rank * int(text.removeprefix("rank_x")) if text.startswith("rank_x") else int(text)
 
 
-def _input_shape(name: str, value: ir.Value, sizes: dict[str, int]) -> list[int]:
-    if name == "input_ids":
-        return [1, sizes["seq"]]
-    if name == "attention_mask":
-        return [1, sizes["total"]]
-    assert value.shape is not None
-    return [1, int(str(value.shape[1])), sizes["past"], int(str(value.shape[3]))]
+def _input_shape(value: ir.Value, seq: int, cache: int) -> list[int]:
+    if value.name in ("input_ids", "attention_mask"):
+        return [1, seq if value.name == "input_ids" else cache + seq]
+    return [1, fixed_size(value, 1), cache, fixed_size(value, 3)]
 
 
 def _outputs(graph: ir.Graph, seq: int) -> None:
     """Logits of the last token, and of keys and values the new rows; nothing else."""
     logits = graph.outputs[0]
-    assert logits.shape is not None
-    logits.shape = ir.Shape([1, 1, int(str(logits.shape[2]))])
+    logits.shape = ir.Shape([1, 1, fixed_size(logits, 2)])
     kept = [logits]
     for value in list(graph.outputs)[1:]:
         if not str(value.name).startswith("present."):
             continue
         joined = value.producer()
         fresh = joined.inputs[1] if joined is not None and joined.op_type == "Concat" else None
-        if joined is None or fresh is None or len(joined.inputs) != 2 or value.shape is None:
+        if joined is None or fresh is None or len(joined.inputs) != 2:
             raise EdgeftError(f"{value.name}: is not the past with new rows behind it, so its shape cannot be fixed.")
-        name, shape = value.name, value.shape
+        name = value.name
         value.name, fresh.name = f"{name}.whole", name
-        fresh.shape, fresh.type = ir.Shape([1, int(str(shape[1])), seq, int(str(shape[3]))]), value.type
+        fresh.shape, fresh.type = ir.Shape([1, fixed_size(value, 1), seq, fixed_size(value, 3)]), value.type
         kept.append(fresh)
     graph.outputs.clear()
     graph.outputs.extend(kept)

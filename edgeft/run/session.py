@@ -59,7 +59,10 @@ class Session:
 
     def fill(self, slots: Mapping[str, Array]) -> dict[str, Array]:
         """What goes into the slots: these values, and where an input is required and none is given, no change."""
-        return {**{name: value for name, value in defaults(self).items() if name in self.required}, **slots}
+        made = {name: value for name, value in defaults(self).items() if name in self.required}
+        if LOGITS_TO_KEEP in self.required:
+            made[LOGITS_TO_KEEP] = np.zeros(1, np.int64)  # of all tokens
+        return {**made, **slots}
 
     @property
     def layers(self) -> list[tuple[int, int]]:
@@ -72,9 +75,7 @@ def defaults(session: Session) -> dict[str, Array]:
     """What a slot of the contract's graph holds when no adapter is bound to it."""
     made = {}
     for name, shape in session.inputs.items():
-        if name == LOGITS_TO_KEEP:
-            made[name] = np.zeros(1, np.int64)
-        elif name == "adapter_gate" or name.endswith(".scale"):
+        if name == "adapter_gate" or name.endswith(".scale"):
             made[name] = np.ones((1, 1, 1), np.float32)
         elif name.endswith((".A", ".B")):
             first = name.endswith(".A")
