@@ -82,12 +82,14 @@ def read_table(path: Path) -> Table:
     """One table, its rules checked; EdgeftError names what it cannot read."""
     stored = tomllib.loads(path.read_text(encoding="utf-8"))
     try:
-        rules = {name: Rule(**{key: tuple(value) if isinstance(value, list) else value
-                               for key, value in rule.items()}) for name, rule in stored.pop("operators").items()}
-        return Table(name=path.stem, operators=rules, **{key: tuple(value) if isinstance(value, list) else value
-                                         for key, value in stored.items()})
+        rules = {name: Rule(**_tuples(rule)) for name, rule in stored.pop("operators").items()}
+        return Table(name=path.stem, operators=rules, **_tuples(stored))
     except (TypeError, KeyError) as error:
         raise EdgeftError(f"{path}: is no table of a provider ({error})") from None
+
+
+def _tuples(values: dict[str, Any]) -> dict[str, Any]:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
 
 
 def check_graph(model: ir.Model, table: Table) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from edgeft.contract.bundle import GRAPH, LOGITS_TO_KEEP, STATIC_DECODE, STATIC_
 from edgeft.contract.device import Graph
 from edgeft.contract.errors import EdgeftError
 
-from .nodes import fixed_size
+from .nodes import fixed_size, given
 from .traced import optimize
 
 FOLDED = 1 << 26  # bytes; a mask of causality for a chunk of 128 and a context of 16k has 8 MiB
@@ -93,9 +93,8 @@ def _plain_products(graph: ir.Graph) -> Iterator[None]:
     yield
     del graph.inputs[own:]
     for node in [node for node in graph if node.op_type == "MatMul"]:
-        weight = node.inputs[1]
-        if weight is not None and weight.name in held:
-            integer = held[weight.name]
+        integer = held.get(str(given(node.inputs[1]).name))
+        if integer is not None:
             _swap(node, ir.node("MatMulNBits", [node.inputs[0], *integer.inputs[1:]], integer.attributes,
                                 domain=integer.domain, name=integer.name))
     for value in kept:
