@@ -36,7 +36,7 @@ def test_a_provider_that_is_not_installed(standard: Path) -> None:
 
 
 def test_a_provider_with_a_typo(bundle: Path) -> None:
-    with pytest.raises(EdgeftError, match="you mean CPUExecutionProvider"):
+    with pytest.raises(EdgeftError, match="Did you mean 'CPUExecutionProvider'"):
         load(bundle, provider="CPUExecutionProvide")
 
 
