@@ -26,8 +26,22 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
-from common import E2E, EDGEFT, SHARED, STORIES, arguments, fail, machine, need, read_lines, run, say, start, table
-from common import workspace
+from common import (
+    E2E,
+    EDGEFT,
+    SHARED,
+    STORIES,
+    arguments,
+    fail,
+    machine,
+    need,
+    read_lines,
+    run,
+    say,
+    start,
+    table,
+    workspace,
+)
 
 REFERENCE = "python"
 STORIES_PROBE = SHARED / "data" / "tinystories" / "probe.jsonl"
