@@ -8,13 +8,16 @@ STARTER := build/starter
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test lint starter bench openvino clean
+.PHONY: demo test test-arm64 lint starter bench openvino clean
 
 demo: $(READY)
 	$(RUN) -m edgeft demo
 
 test: $(READY)  # one process a core, one thread each: more threads than cores would wait for each other
 	OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses auto --dist loadfile --durations=10
+
+test-arm64: $(READY)  # takes root and a network; the root stays in build/arm64
+	$(RUN) benchmarks/arm64.py
 
 lint: $(READY)
 	$(RUN) -m ruff check .

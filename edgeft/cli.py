@@ -18,6 +18,7 @@ from edgeft.contract.errors import EdgeftError, UsageError, did_you_mean
 from edgeft.contract.files import refuse_existing
 from edgeft.install_command import install_command
 from edgeft.listings import devices_command, methods_command, plugins_command, print_json
+from edgeft.pack_command import pack_command
 from edgeft.report_command import report_command
 from edgeft.run_commands import adapters_option, bench_command, chat_command, run_command
 from edgeft.train.launch import first_to_fail, is_main
@@ -195,8 +196,8 @@ def verify_command(bundle: Path, as_json: bool) -> None:
         f"replayed {result['replayed']} recorded answers: {result['agreement']:.0%} of tokens equal")
 
 
-for command in (install_command, run_command, chat_command, bench_command, report_command, methods_command,
-                devices_command, plugins_command):
+for command in (pack_command, install_command, run_command, chat_command, bench_command, report_command,
+                methods_command, devices_command, plugins_command):
     cli.add_command(command)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,29 +16,55 @@ from edgeft.contract.files import disk_errors, exchange, scratch, sweep, sync_fo
 
 from .prepare import prepare
 from .prepared import PREPARED, Prepared, can_prepare, machine, read_prepared
+from .unpack import opened, read_manifest, unpack
 
 
-def install(folder: Path, to: Path | None = None) -> dict[str, Any]:
+def install(source: Path, to: Path | None = None) -> dict[str, Any]:
     """Verify a bundle and prepare its weights, at `to` if given; what stood there is kept as `to`.previous.
 
-    Killed at any moment it leaves the old or the new. EdgeftError if a file is not as exported or the prepared graphs
-    compute something else; then nothing has changed.
+    A packed file goes to a folder beside it unless told otherwise. Killed at any moment it leaves the old or the new.
+    EdgeftError if a file is not as exported or the prepared graphs compute something else; then nothing has changed.
     """
     started = time.perf_counter()
+    if source.is_file():
+        to = to or source.with_suffix("")
+        already = _install_file(source, to)
+    else:
+        already = _install_folder(source, to)
+    place = read_bundle(to or source)
+    prepared = read_prepared(place) if can_prepare(place) else None
+    return _report(place, prepared, already, time.perf_counter() - started)
+
+
+def _install_folder(folder: Path, to: Path | None) -> bool:
+    """Whether it was done already."""
     for name in (folder / PREPARED, *([to] if to is not None else [])):
         with disk_errors(name):
             sweep(name)  # what a killed one left takes as much room as the weights
     bundle = _verified(folder)
-    if to is not None and not _is_there(bundle, to):
-        _refuse_target(bundle, to)
-        _replace(bundle, to)
-        already = False
-    else:
-        bundle = _verified(to) if to is not None else bundle
-        already = _make_ready(bundle)
-    place = read_bundle(to if to is not None else folder)
-    prepared = read_prepared(place) if can_prepare(place) else None
-    return _report(place, prepared, already, time.perf_counter() - started)
+    if to is None:
+        return _make_ready(bundle)
+    if _is_there(bundle.manifest, to):
+        return _make_ready(_verified(to))
+    source, target = folder.resolve(), to.resolve()
+    if target.is_relative_to(source) or source.is_relative_to(target):
+        raise UsageError(f"--to {to}: lies within the bundle, or the bundle within it. Choose another place.")
+    _replace(to, lambda stage: _copy(bundle, stage), str(folder))
+    return False
+
+
+def _install_file(file: Path, to: Path) -> bool:
+    """Whether it was done already."""
+    with disk_errors(to):
+        sweep(to)
+    with opened(file) as reader:
+        if reader.name != MANIFEST:
+            raise UsageError(f"{file}: holds one adapter alone. Name the folder of its base with --to.")
+        manifest = read_manifest(reader)
+        if _is_there(manifest, to):
+            return _make_ready(_verified(to))
+        _replace(to, lambda stage: unpack(reader, manifest, stage), str(file))
+    return False
 
 
 def remove_prepared(folder: Path) -> bool:
@@ -71,20 +99,17 @@ def _make_ready(bundle: Bundle) -> bool:
     return False
 
 
-def _is_there(bundle: Bundle, to: Path) -> bool:
+def _is_there(manifest: dict[str, Any], to: Path) -> bool:
     """Whether this very bundle stands at `to` already, every file of it as exported."""
     try:
         other = read_bundle(to)
         other.check_files(whole=True)
     except EdgeftError:
         return False
-    return other.manifest == bundle.manifest
+    return other.manifest == manifest
 
 
-def _refuse_target(bundle: Bundle, to: Path) -> None:
-    source, target = bundle.folder.resolve(), to.resolve()
-    if target.is_relative_to(source) or source.is_relative_to(target):
-        raise UsageError(f"--to {to}: lies within the bundle, or the bundle within it. Choose another place.")
+def _refuse_target(to: Path) -> None:
     for path in (to, _previous(to)):
         if os.path.lexists(path) and not (path / MANIFEST).is_file():
             raise UsageError(f"{path}: is there and is no bundle, so it is left alone. Choose another place, or remove "
@@ -95,16 +120,31 @@ def _previous(to: Path) -> Path:
     return to.with_name(f"{to.name}.previous")
 
 
-def _replace(bundle: Bundle, to: Path) -> None:
-    """Copy the bundle beside `to`, check and prepare the copy, and only then let it take the name."""
+def _copy(bundle: Bundle, stage: Path) -> None:
+    for name in (MANIFEST, *bundle.manifest["files"]):
+        (stage / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(bundle.folder / name, stage / name)
+
+
+@contextmanager
+def _told_of(stage: Path, source: str) -> Iterator[None]:
+    """What is wrong with a stage is wrong with what was put into it."""
+    try:
+        yield
+    except EdgeftError as error:
+        raise EdgeftError(str(error).replace(str(stage), source)) from None
+
+
+def _replace(to: Path, fill: Callable[[Path], None], source: str) -> None:
+    """Put the bundle beside `to`, check and prepare it there, and only then let it take the name."""
+    _refuse_target(to)
     previous = _previous(to)
     with scratch(to) as stage:
-        for name in (MANIFEST, *bundle.manifest["files"]):
-            (stage / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(bundle.folder / name, stage / name)
-        copy = _verified(stage)
-        if can_prepare(copy):
-            prepare(copy)
+        with _told_of(stage, source):
+            fill(stage)
+            copy = _verified(stage)
+            if can_prepare(copy):
+                prepare(copy)
         sync_tree(stage)
         if os.path.lexists(to):
             if previous.exists():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,21 +26,27 @@ def verify(folder: Path) -> dict[str, Any]:
         size += model.graphs.prepared.check_whole()
     for name in bundle.adapters:
         model.load_adapter(name)
-    equal = total = 0
     replay = [item for item in bundle.manifest["parity"].get("replay", [])
               if set(item["adapters"]) <= set(bundle.adapters)]
+    asked = ask_again(model, replay, str(folder))
+    return {"files": len(bundle.manifest["files"]), "bytes": size, "adapters": sorted(bundle.adapters),
+            **asked, "parity": {
+                key: value for key, value in bundle.manifest["parity"].items() if key != "replay"}}
+
+
+def ask_again(model: Model, replay: Sequence[dict[str, Any]], who: str) -> dict[str, Any]:
+    """How many recorded answers were asked again, and the share of tokens that came again; EdgeftError for too few."""
+    equal = total = 0
     for item in replay:
         found = [int(raw_outputs(model, [item["ids"]], item["adapters"])[0].argmax())] if item.get("classifies") \
             else answer(model, item["ids"], [], len(item["tokens"]), item["adapters"])["tokens"].tolist()
         equal += sum(left == right for left, right in zip(found, item["tokens"], strict=False))
         total += len(item["tokens"])
     agreement = equal / total if total else 1.0
-    kind = bundle.manifest["quant"]["kind"]
+    kind = model.bundle.manifest["quant"]["kind"]
     least = LEAST.get(kind, LEAST_ON_GRID)
     if agreement < least:
-        raise EdgeftError(f"{folder}: answers differ on this machine: {agreement:.0%} of the recorded tokens come "
+        raise EdgeftError(f"{who}: answers differ on this machine: {agreement:.0%} of the recorded tokens come "
                           f"again, at least {least:.0%} must. Its files are as exported, so the cause is this "
                           "machine's onnxruntime; please report it.")
-    return {"files": len(bundle.manifest["files"]), "bytes": size, "adapters": sorted(bundle.adapters),
-            "replayed": len(replay), "agreement": agreement, "parity": {
-                key: value for key, value in bundle.manifest["parity"].items() if key != "replay"}}
+    return {"replayed": len(replay), "agreement": agreement}

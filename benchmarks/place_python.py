@@ -1,0 +1,32 @@
+"""The runner on this machine: what all other places are compared with (places.py)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+def missing() -> str:
+    """Nothing ever is."""
+    return ""
+
+
+def answers(bundle: Path, questions: list[dict[str, Any]], tokens: int) -> list[dict[str, Any]]:
+    """Greedy answers of at most so many tokens, and the logits behind each prompt."""
+    from edgeft.run import load
+
+    model = load(bundle)
+    return [_answer(model, question, tokens) for question in questions]
+
+
+def _answer(model: Any, question: dict[str, Any], tokens: int) -> dict[str, Any]:
+    prompt = question["prompt_tokens"]
+    lanes = model.lanes([{question["adapter"]: 1.0} if question["adapter"] else {}], model.context)
+    logits = np.array(lanes.prefill([prompt])[0])
+    answer = [int(logits.argmax())]
+    while len(answer) < tokens and answer[-1] not in model.eos:
+        answer.append(int(lanes.step(answer[-1:])[0].argmax()))
+    lanes.close()
+    return {"tokens": answer, "logits": logits.tolist()}
