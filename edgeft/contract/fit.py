@@ -141,7 +141,7 @@ def wish_for(shape: Shape, device: Device, recorded: Recorded | None, *, quant: 
     """What is asked for, filled up by the device file, or by what a bundle has decided already."""
     if recorded is None:
         return Wish(device.graph.grid(quant).but(block=block), context or min(device.graph.context, shape.context),
-                    adapters or 0, rank or 16)
+                    adapters or 0, rank or 16, budget_mib=device.limits.budget_mib)
     if (quant or block) and device.graph.grid(quant or recorded.quant.kind).but(block=block) != recorded.quant:
         raise UsageError(f"{shape.name}: is a bundle on {recorded.quant}. Another grid is another export; name the "
                          "model folder to try it.")
@@ -150,4 +150,4 @@ def wish_for(shape: Shape, device: Device, recorded: Recorded | None, *, quant: 
     given = adapters is None and not rank
     return Wish(recorded.quant, context or min(recorded.context, device.graph.context),
                 recorded.adapters if adapters is None else adapters, rank or recorded.rank,
-                recorded.adapter if given and recorded.adapters else 0)
+                recorded.adapter if given and recorded.adapters else 0, device.limits.budget_mib)

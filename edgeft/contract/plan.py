@@ -16,13 +16,14 @@ CHUNK = 128  # tokens of a prompt in one pass, as in run/lanes.py
 RUNTIME = 80 * MIB  # Python, numpy, tokenizers, onnxruntime and edgeft, their code included
 CODE = 24 * MIB  # of that: what an installed bundle gives back after loading (run/pages.py)
 SCORES = 16 << 20  # bytes that attention's scores may take there
+FRUGAL = 180 * MIB  # beside three times the weights: below, run/model.py is sparing with mapped pages
 NODE = 20_000  # bytes of a node in an open graph
 LAYER_NODES, SLOT_NODES = 10, 4  # of a decoder layer, and of a slot (docs/decisions.md, 28)
 TOKENIZER = 12  # bytes in memory for each of tokenizer.json
 FLOAT = 4
 LIVE = 3  # passes of other widths and the arena's rounding up, over what is alive at once
 AROUND = 16 << 12  # bytes that come along when a page of a mapped file is first read
-SCALES = 3  # copies of an integer grid's scales: mapped, packed, and as sums of blocks
+SCALES, MAPPED_SCALES = 3, 2  # copies of an integer grid's scales: packed, as sums of blocks, and as exported
 BITS = {"fp32": 32, "fp16": 16, "int8": 8, "int4": 4}
 
 
@@ -35,6 +36,7 @@ class Wish:
     adapters: int = 0
     rank: int = 16
     each: int = 0  # bytes of one adapter in memory where that is known; else it follows from the rank
+    budget_mib: int = 0  # what the process may take, where that is limited
 
     def but(self, **changes: object) -> Wish:
         """The same with some fields of another value."""
@@ -65,27 +67,30 @@ class Plan:
 
 def plan(shape: Shape, wish: Wish) -> Plan:
     """The peak of a process that runs one request over the whole context, every wished adapter resident."""
-    packed, table = packed_bytes(shape, wish.quant), table_bytes(shape, wish.quant, wish.context)
+    packed, table = packed_bytes(shape, wish.quant, SCALES), table_bytes(shape, wish.quant, wish.context)
     graph = NODE * nodes(shape, slots=wish.adapters > 0)
-    parts = {"weights": packed + table,
+    parts = {"weights": packed + max(table, head_in_place(shape, wish.quant)),
              "cache": FLOAT * shape.cached * wish.context,
              "adapters": wish.adapters * (wish.each or adapter_bytes(shape, wish.rank)),
              "activations": activation_bytes(shape, wish.context),
              "logits": 2 * FLOAT * shape.vocabulary if shape.head else 0,  # of one token, and a sampler's copy
              "tokenizer": TOKENIZER * shape.tokenizer,
              "runtime": RUNTIME + graph}
-    return Plan(parts, _installed(shape, wish, parts, packed, table))
+    return Plan(parts, _installed(shape, wish, parts, table))
 
 
-def _installed(shape: Shape, wish: Wish, parts: dict[str, int], packed: int, table: int) -> dict[str, int]:
-    """Weights are mapped, by each graph that runs; opening reads them once, beside the embedding as exported."""
-    if not shape.cached or not wish.adapters:
-        graphs, mapped = 1, packed + table
-    else:  # prefill and decode stand open beside the plain graph, and a page that two of them map counts twice
-        graphs, mapped = 2, 2 * packed + table
-    nodes_open = nodes(shape, slots=False) + (graphs * nodes(shape, slots=True) if wish.adapters else 0)
-    running = {**parts, "weights": mapped, "runtime": RUNTIME - CODE + NODE * nodes_open}
-    opening = {**dict.fromkeys(parts, 0), "weights": packed + table, "tokenizer": parts["tokenizer"],
+def _installed(shape: Shape, wish: Wish, parts: dict[str, int], table: int) -> dict[str, int]:
+    """Weights are mapped, by each graph that runs; opening reads them too, beside the embedding as exported.
+
+    With adapters a graph for prefill and one for decode stand open beside the plain one. A page that both map counts
+    twice, unless the budget is so small that the runner gives one graph's pages back before another runs.
+    """
+    graphs = 2 if wish.adapters else 0
+    frugal = 0 < wish.budget_mib * MIB < 3 * packed_bytes(shape, wish.quant) + FRUGAL
+    mapped = packed_bytes(shape, wish.quant, MAPPED_SCALES) * (1 if frugal else max(graphs, 1)) + table
+    open_nodes = nodes(shape, slots=False) + graphs * nodes(shape, slots=True)
+    running = {**parts, "weights": mapped, "runtime": RUNTIME - CODE + NODE * open_nodes}
+    opening = {**dict.fromkeys(parts, 0), "weights": parts["weights"], "tokenizer": parts["tokenizer"],
                "runtime": RUNTIME + NODE * nodes(shape, slots=False)}
     return max(running, opening, key=lambda each: sum(each.values()))
 
@@ -104,26 +109,25 @@ def stored_bytes(count: int, inputs: int, quant: Quant) -> tuple[int, int]:
     return rows * blocks * quant.block * quant.bits // 8, FLOAT * rows * blocks
 
 
-def packed_bytes(shape: Shape, quant: Quant) -> int:
-    """All products' weights as onnxruntime's kernels hold them, and the floats that no grid touches."""
+def packed_bytes(shape: Shape, quant: Quant, copies: int = 1) -> int:
+    """All products' weights, with so many copies of their scales, and the floats that no grid touches.
+
+    With one copy it is what a token reads; more are what onnxruntime's kernels hold.
+    """
     sizes = [stored_bytes(group.in_features * sum(group.out_features), group.in_features, quant)
              for group in shape.groups]
     sizes.append(stored_bytes(shape.head, shape.hidden, quant))
-    return sum(codes + SCALES * scales for codes, scales in sizes) + FLOAT * shape.rest
+    return sum(codes + copies * scales for codes, scales in sizes) + FLOAT * shape.rest
 
 
 def table_bytes(shape: Shape, quant: Quant, context: int) -> int:
-    """What is read of the embedding in place: by lookups, all over it, or by a head of floats that is the same."""
-    whole = sum(stored_bytes(shape.table, shape.hidden, quant))
-    return whole if shape.head and shape.tied and not quant.bits else min(whole, context * AROUND)
+    """What lookups read of the embedding in place: a text's tokens lie all over it, each brings the pages around."""
+    return min(sum(stored_bytes(shape.table, shape.hidden, quant)), context * AROUND)
 
 
-def read_bytes(shape: Shape, quant: Quant) -> int:
-    """What one token reads of the weights: everything but the embedding."""
-    sizes = [stored_bytes(group.in_features * sum(group.out_features), group.in_features, quant)
-             for group in shape.groups]
-    sizes.append(stored_bytes(shape.head, shape.hidden, quant))
-    return sum(codes + scales for codes, scales in sizes) + FLOAT * shape.rest
+def head_in_place(shape: Shape, quant: Quant) -> int:
+    """The embedding where it is the head too, as floats: packing read all of it, and lookups keep it open."""
+    return sum(stored_bytes(shape.head, shape.hidden, quant)) if shape.tied and not quant.bits else 0
 
 
 def adapter_bytes(shape: Shape, rank: int) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .device import Device
-from .plan import FLOAT, Wish, adapter_bytes, chunk, nodes, read_bytes
+from .plan import FLOAT, Wish, adapter_bytes, chunk, nodes, packed_bytes
 from .shape import Shape
 
 NODE_SECONDS = 2.3e-6  # of a node in a running graph, whatever it does (docs/decisions.md, 28)
@@ -34,7 +34,7 @@ def speed(shape: Shape, wish: Wish, device: Device) -> Speed:
     every = nodes(shape, slots=used) * NODE_SECONDS
     scores = 4 * shape.layers * shape.heads * shape.head_dim  # operations for each token that is looked back at
     slots = 2 * extra / FLOAT / floats  # a multiplication and an addition for each number
-    weights = read_bytes(shape, wish.quant)
+    weights = packed_bytes(shape, wish.quant)
     width = chunk(shape, wish.context)
     prompt = max(2 * shape.linear / products, weights / bandwidth / width) + slots \
         + scores * wish.context / 2 / floats + every / width
