@@ -6,13 +6,37 @@ import os
 import platform
 import subprocess
 import sys
-import threading
-import time
 from pathlib import Path
 from typing import Any
 
+from edgeft.contract.errors import EdgeftError
+from edgeft.contract.speed import per_thread
+
 MIB = 1 << 20
 PROBE = 256 * MIB  # bytes read: far more than any cache of a device holds
+SIDE = 1024  # of the matrices that are multiplied
+TURNS = 24
+MEASURE = """
+import sys, threading, time
+import numpy as np
+threads, probe, side, turns = map(int, sys.argv[1:])
+def best(targets):
+    least = float("inf")
+    for _ in range(turns):
+        workers = [threading.Thread(target=target) for target in targets]
+        start = time.perf_counter()
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+        least = min(least, time.perf_counter() - start)
+    return least
+memory = np.ones(probe // 4, np.int32)
+print(memory.nbytes / best([part.max for part in np.array_split(memory, threads)]) / 1e9)
+matrices = np.ones((threads, side, side), np.float32)
+products = [lambda matrix=matrix, out=np.empty_like(matrix): np.matmul(matrix, matrix, out=out) for matrix in matrices]
+print(threads * 2 * side**3 / best(products) / 1e9)
+"""  # reads: a maximum of integers is nothing but loads and compares
 CGROUP = Path("/sys/fs/cgroup")
 ISA = {"avx2": "avx2", "fma": "fma", "f16c": "f16c", "avx_vnni": "avx_vnni", "avx512f": "avx512f",
        "avx512_vnni": "avx512_vnni", "amx_int8": "amx_int8",  # x86-64's flags, then arm64's features
@@ -24,23 +48,29 @@ ARCHITECTURES = {"amd64": "x86_64", "arm64": "aarch64"}
 def detect() -> str:
     """The text of a device file for this machine; what was measured and how goes to stderr."""
     memory, threads = memory_mib(), cores()
-    bandwidth = bandwidth_gb_s(threads)
-    arch = ARCHITECTURES.get(platform.machine().lower(), platform.machine().lower())
     isa = instructions()
+    bandwidth, floats = measured(threads)
+    integers, single = per_thread(isa)
+    gops = round(floats * integers / single)
+    arch = ARCHITECTURES.get(platform.machine().lower(), platform.machine().lower())
     _say(f"memory: {memory:,} MiB, of the system and of its control group the smaller; a bundle gets half")
     _say(f"threads: {threads}, physical cores that this process may use")
-    _say(f"bandwidth: {bandwidth} GB/s, the best of five reads of {PROBE // MIB} MiB by {threads} thread(s) in numpy")
+    _say(f"bandwidth: {bandwidth} GB/s, the best of {TURNS} reads of {PROBE // MIB} MiB by {threads} thread(s) in numpy")
+    _say(f"int8_gops: {gops}, from {floats:.0f} 10^9 operations a second on float32 products of {SIDE} by {SIDE} in "
+         f"numpy, times {integers / single:.2f}, as int8 is to float32 on {(isa or ['such a processor'])[-1]}")
     names = ", ".join(f'"{name}"' for name in isa)
     return f"""summary = "{_quoted(model())}"
 verified = "checked"
 sources = [
     "memory, cores and instructions: as the system tells them ({platform.system()})",
-    "bandwidth: read by `edgeft devices --detect`, {PROBE // MIB} MiB, {threads} thread(s), best of five",
+    "bandwidth: read by `edgeft devices --detect`, {PROBE // MIB} MiB, {threads} thread(s), best of {TURNS}",
+    "int8_gops: {floats:.0f} 10^9 float32 operations a second in numpy, times {integers / single:.2f}",
 ]
 [limits]
 memory_mib = {memory}
 budget_mib = {max(memory // 2, 1)}
 bandwidth_gb_s = {bandwidth}
+int8_gops = {gops}.0
 [cpu]
 arch = "{arch}"
 isa = [{names}]
@@ -113,23 +143,18 @@ def memory_mib() -> int:
     return min([total, *(int(limit) for limit in limits if limit.isdigit())]) // MIB
 
 
-def bandwidth_gb_s(threads: int) -> float:
-    """Sustained reads of all threads together."""
-    import numpy as np
+def measured(threads: int) -> tuple[float, float]:
+    """(GB/s of reads, 10^9 operations a second on float32 products), all threads together, in a process of its own.
 
-    memory = np.ones(PROBE // 4, np.int32)  # a maximum of integers: nothing but loads and compares
-    parts = np.array_split(memory, threads)
-    best = min(_seconds([threading.Thread(target=part.max) for part in parts]) for _ in range(5))
-    return round(memory.nbytes / best / 1e9, 1)
-
-
-def _seconds(threads: list[threading.Thread]) -> float:
-    start = time.perf_counter()
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return time.perf_counter() - start
+    There numpy's products take one thread each, whatever this process was told.
+    """
+    one = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"), "1")
+    done = subprocess.run([sys.executable, "-c", MEASURE, str(threads), str(PROBE), str(SIDE), str(TURNS)],
+                          capture_output=True, text=True, check=False, env={**os.environ, **one})
+    if done.returncode:
+        raise EdgeftError(f"this machine's speed cannot be measured ({done.stderr.strip().splitlines()[-1:]})")
+    bandwidth, floats = (float(word) for word in done.stdout.split())
+    return round(bandwidth, 1), floats
 
 
 def _groups() -> list[Path]:

@@ -20,12 +20,12 @@ QUANTS = ("fp32", "fp16", "int8", "int4")
 
 @dataclass(frozen=True)
 class Limits:
-    """Memory in MiB, bandwidth in GB/s (sustained reads, as decode sees it), compute in 10^9 operations a second."""
+    """Memory in MiB, bandwidth in GB/s (sustained reads, as decode sees it), int8 products in 10^9 operations a second."""
 
     memory_mib: int
     budget_mib: int
     bandwidth_gb_s: float
-    compute_gops: float = 0.0  # of matrix products in graph.quant; left out: from cpu.isa and cpu.threads (speed.py)
+    int8_gops: float = 0.0  # sustained over a prompt; left out: from cpu.isa and cpu.threads (speed.py)
 
 
 @dataclass(frozen=True)

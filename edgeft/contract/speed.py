@@ -9,12 +9,14 @@ from .plan import FLOAT, Wish, adapter_bytes, chunk, nodes, packed_bytes
 from .shape import Shape
 
 NODE_SECONDS = 2.3e-6  # of a node in a running graph, whatever it does (docs/decisions.md, 28)
+ONE_TOKEN = 0.27  # of the speed of integer products over a prompt is what they reach at one token
+AGAIN = 2.7  # times that attention at one token reads a cache: query heads share keys, processors' caches hold some
 # 10^9 operations a second and thread on products of (int8, float32): the first that `cpu.isa` names.
-# Where they come from is in docs/devices.md; `limits.compute_gops` of a device file takes their place.
-PER_THREAD = {"avx512_vnni": (130.0, 60.0), "avx_vnni": (65.0, 30.0), "avx2": (45.0, 30.0), "i8mm": (104.0, 26.0),
-              "dotprod": (52.0, 20.0), "neon": (10.0, 8.0), "simd128": (8.0, 6.0)}
+# docs/devices.md says where they come from; `limits.int8_gops` of a device file takes their place.
+PER_THREAD = {"avx512_vnni": (230.0, 150.0), "avx_vnni": (100.0, 50.0), "avx2": (60.0, 50.0), "i8mm": (160.0, 30.0),
+              "dotprod": (80.0, 25.0), "neon": (20.0, 8.0), "simd128": (8.0, 6.0)}
 OTHERS = (8.0, 4.0)
-ATTENTION = 0.25  # of the float32 products' speed is what attention over a cache reaches
+ACCELERATOR = 4.0  # int8 over float32 where the products are not the processor's
 
 
 @dataclass(frozen=True)
@@ -32,22 +34,30 @@ def speed(shape: Shape, wish: Wish, device: Device) -> Speed:
     used = bool(wish.adapters)
     extra = (wish.each or adapter_bytes(shape, wish.rank)) if used else 0
     every = nodes(shape, slots=used) * NODE_SECONDS
-    scores = 4 * shape.layers * shape.heads * shape.head_dim  # operations for each token that is looked back at
-    slots = 2 * extra / FLOAT / floats  # a multiplication and an addition for each number
     weights = packed_bytes(shape, wish.quant)
     width = chunk(shape, wish.context)
-    prompt = max(2 * shape.linear / products, weights / bandwidth / width) + slots \
-        + scores * wish.context / 2 / floats + every / width
-    token = (weights + extra) / bandwidth + every + scores * wish.context / (ATTENTION * floats)
-    return Speed(1 / prompt, None if shape.encodes else 1 / token)
+    looked_back = 2 * shape.layers * shape.heads * shape.head_dim * wish.context  # half of the context on average
+    prompt = max(2 * shape.linear / products, weights / bandwidth / width) \
+        + (looked_back + 2 * extra / FLOAT) / floats + every / width
+    if shape.encodes:
+        return Speed(1 / prompt, None)
+    read = max(weights / bandwidth, 2 * (shape.linear + shape.head) / (ONE_TOKEN * products)
+               if wish.quant.bits else 0)
+    token = read + (extra + AGAIN * FLOAT * shape.cached * wish.context) / bandwidth + every
+    return Speed(1 / prompt, 1 / token)
 
 
 def compute(device: Device, kind: str) -> tuple[float, float]:
     """Operations a second on products in this kind of weights, and on float32 ones."""
-    whole, single = next((PER_THREAD[name] for name in PER_THREAD if name in device.cpu.isa), OTHERS)
-    integers, floats = whole * device.cpu.threads * 1e9, single * device.cpu.threads * 1e9
-    if device.limits.compute_gops:
-        integers, floats = device.limits.compute_gops * 1e9, device.limits.compute_gops * 1e9 * single / whole
-    if kind in ("int4", "int8"):
-        return integers, floats
-    return (2 * floats if kind == "fp16" else floats), floats
+    integers, floats = per_thread(device.cpu.isa)
+    threads = device.cpu.threads
+    if device.limits.int8_gops:
+        ratio = integers / floats if device.run.provider == "CPUExecutionProvider" else ACCELERATOR
+        integers, floats, threads = device.limits.int8_gops, device.limits.int8_gops / ratio, 1
+    chosen = integers if kind in ("int4", "int8") else 2 * floats if kind == "fp16" else floats
+    return chosen * threads * 1e9, floats * threads * 1e9
+
+
+def per_thread(isa: list[str]) -> tuple[float, float]:
+    """10^9 operations a second and thread on products of (int8, float32)."""
+    return next((PER_THREAD[name] for name in PER_THREAD if name in isa), OTHERS)
