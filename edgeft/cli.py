@@ -16,6 +16,7 @@ from edgeft.budget_command import budget_options, read_budget
 from edgeft.compare_command import asks_to_compare, compare_command, compare_options
 from edgeft.contract.errors import EdgeftError, UsageError, did_you_mean
 from edgeft.contract.files import refuse_existing
+from edgeft.fit_command import fit_command
 from edgeft.install_command import install_command
 from edgeft.listings import devices_command, methods_command, plugins_command, print_json
 from edgeft.pack_command import pack_command
@@ -196,7 +197,7 @@ def verify_command(bundle: Path, as_json: bool) -> None:
         f"replayed {result['replayed']} recorded answers: {result['agreement']:.0%} of tokens equal")
 
 
-for command in (pack_command, install_command, run_command, chat_command, bench_command, report_command,
+for command in (fit_command, pack_command, install_command, run_command, chat_command, bench_command, report_command,
                 methods_command, devices_command, plugins_command):
     cli.add_command(command)
 

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from edgeft import plugins
-from edgeft.contract.errors import EdgeftError
+from edgeft.contract.errors import EdgeftError, UsageError
 from edgeft.contract.peft_types import PEFT_TYPES
 
 
@@ -32,9 +32,17 @@ def methods_command(peft: bool, as_json: bool) -> None:
 
 @click.command("devices")
 @click.argument("name", required=False)
+@click.option("--detect", is_flag=True, help="Describe this machine as a device file.")
 @click.option("--json", "as_json", is_flag=True)
-def devices_command(name: str | None, as_json: bool) -> None:
+def devices_command(name: str | None, detect: bool, as_json: bool) -> None:
     """Devices that can be exported for; with a NAME, its file."""
+    if detect:
+        if name or as_json:
+            raise UsageError("--detect stands alone: it prints a device file for this machine.")
+        from edgeft.detect import detect as describe_machine
+
+        click.echo(describe_machine(), nl=False)
+        return
     host = plugins.host()
     if name:
         host.device(name)  # checked before it is shown

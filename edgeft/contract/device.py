@@ -20,11 +20,12 @@ QUANTS = ("fp32", "fp16", "int8", "int4")
 
 @dataclass(frozen=True)
 class Limits:
-    """Memory in MiB, bandwidth in GB/s (sustained reads, as decode sees it)."""
+    """Memory in MiB, bandwidth in GB/s (sustained reads, as decode sees it), int8 products in 10^9 operations a second."""
 
     memory_mib: int
     budget_mib: int
     bandwidth_gb_s: float
+    int8_gops: float = 0.0  # sustained over a prompt; left out: from cpu.isa and cpu.threads (speed.py)
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ class Device:
 
     def quants(self) -> list[str]:
         """What this device runs: fp16 only where its processor or accelerator computes in it."""
-        runs_fp16 = "fp16" in self.cpu.isa or self.run.provider != "CPUExecutionProvider"
+        runs_fp16 = "fp16" in self.cpu.isa or self.run.provider not in ("CPUExecutionProvider", "wasm")
         return [quant for quant in QUANTS if quant != "fp16" or runs_fp16]
 
 

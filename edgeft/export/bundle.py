@@ -14,19 +14,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgeft import __version__
-from edgeft.contract.bundle import (
-    FORMAT,
-    GRAPH_DATA,
-    MANIFEST,
-    Bundle,
-    check_name,
-    describe_file,
-    read_bundle,
-)
+from edgeft.contract.base import read_config
+from edgeft.contract.bundle import FORMAT, MANIFEST, Bundle, check_name, describe_file, read_bundle
 from edgeft.contract.device import Cpu, Device, Graph, Limits, Run
 from edgeft.contract.errors import EdgeftError, Faults, UsageError
 from edgeft.contract.files import disk_errors, link_or_copy, refuse_existing, scratch, staged, sync_tree, write_json
+from edgeft.contract.fit import Fit, fit
 from edgeft.contract.grid import Quant, fingerprint
+from edgeft.contract.plan import Wish
+from edgeft.contract.shape import shape_of
 
 from .accelerate import prepare_for_provider
 from .adapters import Places, lower, merge_weight, write_adapter
@@ -47,8 +43,6 @@ from .weights import GraphBase, Source
 if TYPE_CHECKING:
     from edgeft.plugins import Host
 
-RUNTIME_MIB = 70  # Python, numpy, tokenizers and onnxruntime themselves
-
 
 def export(source: Path, device: Device, out: Path, *, host: Host, merge: bool = False, base: str | None = None,
            quant: str | Quant | None = None, name: str | None = None, task: str | None = None, rank: int = 0,
@@ -63,6 +57,8 @@ def export(source: Path, device: Device, out: Path, *, host: Host, merge: bool =
                   scale=scale)
     weights = Source(job.base.weights, job.base.tied, _merging(job))
     check_description(job, quant)
+    predicted = _predict(job)
+    _check_memory(predicted)
     with staged(out) as stage:
         _say(f"building the {job.quant.kind} graph of {job.base.name}")
         graph, assembly = _write_graph(job, weights, stage)
@@ -75,10 +71,9 @@ def export(source: Path, device: Device, out: Path, *, host: Host, merge: bool =
             write_head(stage, job.own_head)
         if job.beside:
             _write_adapter(job, weights, Places(job.slots, assembly.slots, graph.layers, job.context), stage)
-        manifest = _manifest(job, graph, assembly, stage)
+        manifest = _manifest(job, graph, assembly, _memory(predicted))
         if job.standard:
             prepare_for_provider(job, assembly.slots, stage, manifest)
-        _check_memory(job, manifest["memory"])
         _write_manifest(stage, manifest)
         _say("verifying against torch")
         manifest["parity"], manifest["memory"]["verified_peak_mib"] = prove_any(job, modules, stage, tokenizer)
@@ -180,7 +175,7 @@ def _write_adapter(job: Job, weights: Source, places: Places, stage: Path) -> st
     return file
 
 
-def _manifest(job: Job, graph: BaseGraph, assembly: Assembly, stage: Path) -> dict[str, Any]:
+def _manifest(job: Job, graph: BaseGraph, assembly: Assembly, memory: dict[str, Any]) -> dict[str, Any]:
     """bundle.json, as far as it is known before verification."""
     device = asdict(job.device)
     return {
@@ -200,7 +195,7 @@ def _manifest(job: Job, graph: BaseGraph, assembly: Assembly, stage: Path) -> di
         "prompt": None if job.beside else job.artifact.prompt.to_json(),
         "adapters": {job.name: _adapter_entry(job)} if job.beside else {},
         "default_adapter": job.name or None,
-        "memory": _memory_plan(job, stage),
+        "memory": memory,
         "parity": {},
         "provenance": {
             "made": datetime.now(UTC).isoformat(timespec="seconds"), "by": f"edgeft {__version__}",
@@ -227,35 +222,26 @@ def _write_manifest(stage: Path, manifest: dict[str, Any]) -> None:
     write_json(stage / MANIFEST, manifest)
 
 
-def _memory_plan(job: Job, stage: Path) -> dict[str, Any]:
-    """What the runner will hold at the device's full context, in MiB."""
-    config = job.base.config
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    cache = 0 if job.base.encodes else 2 * config.num_hidden_layers * heads * size * job.context * 4
-    weights = (stage / GRAPH_DATA).stat().st_size
-    adapter = stage / "adapters" / f"{job.name}.safetensors"
-    parts = {"weights": 2 * weights,  # onnxruntime keeps a prepacked copy beside the mapped file
-             "cache": cache, "adapter": adapter.stat().st_size if adapter.is_file() else 0,
-             "logits": 4 * config.vocab_size if job.task == "text-generation" else 0,  # of one token
-             "runtime": RUNTIME_MIB << 20}
-    plan = {name: round(size / 2**20, 1) for name, size in parts.items()}
-    return {**plan, "predicted_peak_mib": round(sum(plan.values()), 1)}
+def _predict(job: Job) -> Fit:
+    """What the bundle will take at the device's full context, its adapter resident."""
+    shape = shape_of(job.base.folder, read_config(job.base.folder))
+    each = sum(4 * array.size for array in job.learned.tensors.values()) if job.learned and job.beside else 0
+    return fit(shape, job.device, Wish(job.quant, job.context, adapters=int(job.beside), each=each,
+                                        budget_mib=job.device.limits.budget_mib))
 
 
-def _check_memory(job: Job, plan: dict[str, Any]) -> None:
-    budget, wanted = job.device.limits.budget_mib, plan["predicted_peak_mib"]
-    if wanted <= budget:
-        return
-    ways = []
-    if job.quant.kind != "int4":
-        ways.append("--quant int4")
-    if plan["cache"] > 0.2 * wanted:
-        ways.append(f"a device file with a context below {job.context}")
-    raise EdgeftError(f"{job.device.name}: this bundle would take {wanted:,.0f} MiB at its peak, and the device gives "
-                      f"it {budget:,} MiB: {wanted - budget:,.0f} MiB too much "
-                      f"({', '.join(f'{name} {size:,.0f}' for name, size in plan.items() if name[0] != 'p')}). "
-                      f"What would help: {', '.join([*ways, 'a smaller base'])}.")
+def _check_memory(predicted: Fit) -> None:
+    if not predicted.fits:
+        parts = ", ".join(f"{name} {size:,.0f}" for name, size in predicted.plan.to_json().items() if size >= 1)
+        raise EdgeftError(f"{predicted.device.name}: this bundle would take {predicted.plan.peak_mib:,.0f} MiB at its "
+                          f"peak, and the device gives it {predicted.budget_mib:,} MiB: {predicted.over_mib:,.0f} MiB "
+                          f"too much ({parts}). What would help, the cheapest first:\n{predicted.describe_ways()}")
+
+
+def _memory(predicted: Fit) -> dict[str, Any]:
+    """MiB, as bundle.json holds them."""
+    return {**predicted.plan.to_json(), "predicted_peak_mib": round(predicted.plan.peak_mib, 1),
+            "installed_peak_mib": round(predicted.plan.installed_mib, 1)}
 
 
 def _recorded_device(bundle: Bundle) -> Device:
