@@ -114,7 +114,7 @@ async function chosen() {
     $("task").replaceChildren(...[...tasks].map((task) => new Option(task)));
     $("task-label").hidden = !tasks.size;
     const { switch_ms: took } = await client.ask("switch", { adapters: mix() });
-    $("switch").textContent = `${took.toFixed(1)} ms`;
+    switched(took);
     $("error").hidden = true;
   } catch (error) {
     fail(error);
@@ -173,12 +173,16 @@ const ENDS = { eos: "", length: "It stopped at the most tokens.", context: "It s
 function report(done) {
   const speed = done.decode_tokens_per_s;
   $("speed").textContent = speed ? `${speed.toFixed(speed < 100 ? 1 : 0)} tok/s` : "–";
-  $("switch").textContent = done.switch_ms >= 0.05 ? `${done.switch_ms.toFixed(1)} ms` : $("switch").textContent;
+  switched(done.switch_ms);
   $("memory").textContent = `${done.memory_mib.toFixed(0)} MiB`;
   const parts = [`${done.tokens.length} tokens behind a prompt of ${done.prompt_tokens.length}`];
   if (done.reused_tokens) parts.push(`${done.reused_tokens} of the prompt's were still there`);
   if (done.seed !== null) parts.push(`seed ${done.seed}`);
   $("note").textContent = `${parts.join(", ")}. ${ENDS[done.finish]}`;
+}
+
+function switched(took) {
+  if (took >= 0.05) $("switch").textContent = `${took.toFixed(1)} ms`; // below, nothing had to change
 }
 
 function busy(on) {

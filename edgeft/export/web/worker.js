@@ -28,7 +28,7 @@ const actions = {
   },
 
   async logits({ ids, adapters }) {
-    return { logits: await model.logits(ids, adapters) };
+    return { logits: Array.from(await model.logits(ids, adapters)) };
   },
 
   async encode({ text }) {
