@@ -3,8 +3,8 @@
     python benchmarks/browser.py
     python benchmarks/browser.py --quants fp32 --repeats 3
 
-Trains two small LoRAs on e2e, exports stories3m with both for browser-wasm and opens the page, as a visitor would, with as
-many threads as it takes by itself. Medians of --repeats:
+Trains two small LoRAs on e2e, exports stories3m with both for browser-wasm and opens the page, as a visitor would, with
+as many threads as it takes by itself. Medians of --repeats:
 
   speed     decode of 128 greedy tokens, with an adapter and without (target 20 tokens/s or more)
   switch    from choosing another adapter, which was read before, to where its first pass could start (target 50 ms)
@@ -42,8 +42,8 @@ def main() -> None:
     rows = []
     with workspace(args) as work:
         for seed in (1, 2):
-            run([*EDGEFT, "train", "lora", "--rank", 8, "--seed", seed, "--base", STORIES, "--data", E2E / "train.jsonl",
-                 "--max-steps", 60, "--out", work / f"lora{seed}"])
+            run([*EDGEFT, "train", "lora", "--rank", 8, "--seed", seed, "--base", STORIES, "--data",
+                 E2E / "train.jsonl", "--max-steps", 60, "--out", work / f"lora{seed}"])
         for quant in args.quants.split(","):
             say(f"exporting {quant}")
             bundle = work / quant

@@ -32,7 +32,8 @@ def answers(bundle: Path, questions: list[dict[str, Any]], tokens: int) -> list[
     from edgeft.export.webpage import PAGE, page_beside
 
     with tempfile.TemporaryDirectory() as scratch:
-        folder = bundle if (bundle / PAGE).is_file() else page_beside(bundle, read_device(DEVICE), Path(scratch, "page"))
+        paged = (bundle / PAGE).is_file()
+        folder = bundle if paged else page_beside(bundle, read_device(DEVICE), Path(scratch, "page"))
         with visit(folder, Path(scratch, "profile")) as there:
             page = there.client()
             return [_answer(page, question, tokens) for question in questions]

@@ -34,8 +34,9 @@ def read_packages(device: Device, *, generates: bool) -> dict[str, bytes]:
 def check_page(device: Device, cache: str) -> None:
     """EdgeftError for a graph that the page cannot run."""
     if cache != "shared":
-        raise EdgeftError(f"{device.name}: its page runs graphs whose past and present share one buffer, and this base's "
-                          "architecture is traced, so that its cache grows. Export it for a device that runs Python.")
+        raise EdgeftError(f"{device.name}: its page runs graphs whose past and present share one buffer, and this "
+                          "base's architecture is traced, so that its cache grows. Export it for a device that runs "
+                          "Python.")
 
 
 def write_page(folder: Path, from_npm: dict[str, bytes]) -> None:
