@@ -84,6 +84,11 @@ class Device:
     run: Run = field(default_factory=Run)
     sources: list[str] = field(default_factory=list)
 
+    @property
+    def browser(self) -> bool:
+        """Whether a bundle for it is a web page."""
+        return self.cpu.arch == "wasm32"
+
     def quants(self) -> list[str]:
         """What this device runs: fp16 only where its processor or accelerator computes in it."""
         runs_fp16 = "fp16" in self.cpu.isa or self.run.provider not in ("CPUExecutionProvider", "wasm")

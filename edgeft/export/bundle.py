@@ -38,6 +38,7 @@ from .resolve import Job, resolve
 from .same_grid import check_codes, check_description
 from .sidecars import generation, write_genai_config, write_tokenizer
 from .variants import write_variants
+from .webpage import check_page, read_packages, write_page
 from .weights import GraphBase, Source
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ def export(source: Path, device: Device, out: Path, *, host: Host, merge: bool =
     check_description(job, quant)
     predicted = _predict(job)
     _check_memory(predicted)
+    from_npm = read_packages(device, generates=job.task == "text-generation")  # before the work, not behind it
     with staged(out) as stage:
         _say(f"building the {job.quant.kind} graph of {job.base.name}")
         graph, assembly = _write_graph(job, weights, stage)
@@ -71,6 +73,8 @@ def export(source: Path, device: Device, out: Path, *, host: Host, merge: bool =
             write_head(stage, job.own_head)
         if job.beside:
             _write_adapter(job, weights, Places(job.slots, assembly.slots, graph.layers, job.context), stage)
+        if from_npm:
+            write_page(stage, from_npm)
         manifest = _manifest(job, graph, assembly, _memory(predicted))
         if job.standard:
             prepare_for_provider(job, assembly.slots, stage, manifest)
@@ -152,7 +156,9 @@ def _write_graph(job: Job, weights: Source, stage: Path) -> tuple[BaseGraph, Ass
     assembly = Assembly(graph, weights, job.quant, job.slots,
                         integers=integer_operator(job.device) if job.standard else "")
     assembly.write(stage)
-    if graph.cache == "shared":
+    if job.device.browser:
+        check_page(job.device, graph.cache)
+    elif graph.cache == "shared":
         write_variants(stage, assembly.slots if "lowrank" in job.slots else [])
     return graph, assembly
 

@@ -58,7 +58,7 @@ class Sampler:
             tokens = np.flatnonzero(logits >= np.log(self.min_p))
         if 0 < self.top_k < tokens.size:
             part = np.argpartition(logits[tokens], tokens.size - self.top_k)[-self.top_k:]
-            tokens = tokens[part]
+            tokens = tokens[np.sort(part)]  # a seed's draw must not hang on how numpy divides (the page draws alike)
         weights = np.exp(logits[tokens].astype(np.float64))
         weights /= weights.sum()
         if self.top_p < 1:
