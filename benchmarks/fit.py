@@ -69,8 +69,7 @@ def measure(args: Any, work: Path, shape: str, quant: str) -> list[dict[str, Any
     """The rows of one bundle."""
     folder, device = work / shape, work / "this-machine.toml"
     bundle = folder / f"{quant}{'-installed' if args.installed else ''}"
-    if not device.is_file():
-        device.write_text(run([*EDGEFT, "devices", "--detect"]))
+    device.write_text(run([*EDGEFT, "devices", "--detect"]))  # anew: a virtual machine's bandwidth comes and goes
     if not folder.is_dir():
         say(f"making the {shape} model")
         run([sys.executable, args.maker, "--shape", shape, "--out", folder / "model", "--lora", folder / "lora",
