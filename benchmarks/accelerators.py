@@ -170,8 +170,8 @@ def describe(report: dict[str, Any]) -> str:
                              f"{fallen}")
         if "rounded" in row:
             found = row["rounded"]
-            lines.append(f"{row['device']} {row['quant']}, activations rounded by OpenVINO: {found['equal']}/{found['of']} "
-                         f"answers equal, {found['agreement']:.1%} of the tokens up to the first other one, largest "
+            lines.append(f"{row['device']} {row['quant']}, activations rounded by OpenVINO: "
+                         f"{found['equal']}/{found['of']} answers equal, {found['agreement']:.1%} of the tokens up to the first other one, largest "
                          f"logit difference {found['largest_logit_difference']:.1e}")
     for row in report["rows"]:
         if "refused" in row:
