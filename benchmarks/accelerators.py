@@ -171,8 +171,8 @@ def describe(report: dict[str, Any]) -> str:
         if "rounded" in row:
             found = row["rounded"]
             lines.append(f"{row['device']} {row['quant']}, activations rounded by OpenVINO: "
-                         f"{found['equal']}/{found['of']} answers equal, {found['agreement']:.1%} of the tokens up to the first other one, largest "
-                         f"logit difference {found['largest_logit_difference']:.1e}")
+                         f"{found['equal']}/{found['of']} answers equal, {found['agreement']:.1%} of the tokens up to "
+                         f"the first other one, largest logit difference {found['largest_logit_difference']:.1e}")
     for row in report["rows"]:
         if "refused" in row:
             lines.append(f"{row['device']} {row['quant']}: refused\n{row['refused']}")
