@@ -12,8 +12,8 @@ the quantization of its file and int4. Per bundle:
   tokens         greedy answers to --prompts prompts, bare, with the LoRA and with the soft prompt, equal to those of
                  the dynamic bundle for cpu-x86_64; on a grid those of the same grid with exact activations
   OpenVINO       the same on its CPU plugin, where `make openvino` has been run, and the nodes that it was given;
-                 bundles for other providers are not tried there. Activations as they are; with the options of the
-                 device file the plugin rounds them to int8 before a product with int4 weights: a line below the table
+                 bundles for other providers are not tried there. Activations as they are; left to itself the plugin
+                 rounds them to int8 before a product with int4 weights: a line below the table
 """
 
 from __future__ import annotations
@@ -72,9 +72,9 @@ def measure(work: Path, device: str, quant: str, args: Any) -> dict[str, Any]:
     if placement["provider"] == place_openvino.PROVIDER and not place_openvino.missing():
         found = place_openvino.ask(bundle, questions, args.new_tokens)
         row["openvino"] = {**compare(expected, found["answers"]), "placement": found["placement"]}
-        if manifest["device"]["run"]["options"].get("device_type") == "CPU":
-            own = place_openvino.ask(bundle, questions, args.new_tokens, own=True)
-            row["own_options"] = {**compare(expected, own["answers"]), "agreement": agreement(expected, own["answers"])}
+        if block:
+            other = place_openvino.ask(bundle, questions, args.new_tokens, rounded=True)["answers"]
+            row["rounded"] = {**compare(expected, other), "agreement": agreement(expected, other)}
     return row
 
 
@@ -168,11 +168,11 @@ def describe(report: dict[str, Any]) -> str:
                 share = sum(item["share"] for item in items)
                 lines.append(f"{row['device']} {row['quant']} {file}, {share:.1%} of the matrix work falls back: "
                              f"{fallen}")
-        if "own_options" in row:
-            own = row["own_options"]
-            lines.append(f"{row['device']} {row['quant']} with its device file's options on OpenVINO: {own['equal']}/"
-                         f"{own['of']} answers equal, {own['agreement']:.1%} of the tokens up to the first other one, "
-                         f"largest logit difference {own['largest_logit_difference']:.1e}")
+        if "rounded" in row:
+            found = row["rounded"]
+            lines.append(f"{row['device']} {row['quant']}, activations rounded by OpenVINO: "
+                         f"{found['equal']}/{found['of']} answers equal, {found['agreement']:.1%} of the tokens up to "
+                         f"the first other one, largest logit difference {found['largest_logit_difference']:.1e}")
     for row in report["rows"]:
         if "refused" in row:
             lines.append(f"{row['device']} {row['quant']}: refused\n{row['refused']}")

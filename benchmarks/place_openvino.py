@@ -20,8 +20,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 PROVIDER = "OpenVINOExecutionProvider"
 # float32, and activations as they are: by itself the plugin rounds them to int8 before a product with int4 weights
-OPTIONS = {"device_type": "CPU", "load_config": json.dumps({"CPU": {"INFERENCE_PRECISION_HINT": "f32",
-                                                                    "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}})}
+ROUNDED = {"INFERENCE_PRECISION_HINT": "f32"}
+EXACT = {**ROUNDED, "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
 Answers = list[dict[str, Any]]
 
 
@@ -50,15 +50,16 @@ def answers(bundle: Path, questions: list[dict[str, Any]], tokens: int) -> Answe
     return found
 
 
-def ask(bundle: Path, questions: Sequence[dict[str, Any]], tokens: int, *, own: bool = False) -> dict[str, Any]:
+def ask(bundle: Path, questions: Sequence[dict[str, Any]], tokens: int, *,
+        rounded: bool = False) -> dict[str, Any]:
     """`answers`, and `placement`: of each graph that was opened how many nodes each provider runs.
 
-    `own`: with the options of the bundle's device file.
+    `rounded`: leave it to the plugin to round activations.
     """
     with tempfile.TemporaryDirectory() as folder:
         job, out = Path(folder, "job.json"), Path(folder, "answers.json")
         job.write_text(json.dumps({"bundle": str(Path(bundle).resolve()), "questions": list(questions),
-                                   "tokens": tokens, "own": own}))
+                                   "tokens": tokens, "rounded": rounded}))
         done = subprocess.run([interpreter(), __file__, "--child", job, out], capture_output=True, text=True,
                               env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False)
         if done.returncode:
@@ -73,7 +74,8 @@ def child(job_file: str, out: str) -> None:
     from edgeft.run.provider import placement
 
     job = json.loads(Path(job_file).read_text())
-    model = load(job["bundle"], provider=PROVIDER if job["own"] else (PROVIDER, OPTIONS), keep_prompts=0)
+    options = {"device_type": "CPU", "load_config": json.dumps({"CPU": ROUNDED if job["rounded"] else EXACT})}
+    model = load(job["bundle"], provider=(PROVIDER, options), keep_prompts=0)
     found = [answer(model, question, job["tokens"]) for question in job["questions"]]
     placed = {name: {provider: counts.total() for provider, counts in placement(model.graphs.get(name).ort).items()}
               for name in model.graphs.opened}
