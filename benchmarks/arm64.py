@@ -3,7 +3,7 @@
     make test-arm64
     python benchmarks/arm64.py --prompts 2 --tokens 8      to see that it works
 
-Builds the root once (arm64_root.py; takes root's rights, downloads about 100 MB), installs the wheel of this tree in it,
+Builds the root once (arm64_root.py; takes root's rights, downloads about 100 MB), installs the wheel of this tree there,
 and prints what that takes on the disk. Then a bundle of stories3m with a LoRA and a soft prompt (as places.py makes it)
 is packed into one file here, installed from it there, and both are asked the same. fp32 must give every token; where
 one differs, the margin between the two tokens is printed, and the exit code is 1. On int4 the agreement counts. At the
@@ -108,7 +108,8 @@ def margins(bundle: Path, prompts: list[list[int]], answers: dict[str, Any]) -> 
             if at is None:
                 continue
             question = [{"prompt_tokens": [*prompt, *one["tokens"][:at]], "adapter": adapter or None}]
-            logits = [np.array(place.answers(bundle, question, 1)[0]["logits"]) for place in (place_python, place_arm64)]
+            logits = [np.array(place.answers(bundle, question, 1)[0]["logits"])
+                      for place in (place_python, place_arm64)]
             left, right = one["tokens"][at], other["tokens"][at]
             found.append({"adapter": adapter, "token": at, "here": left, "there": right,
                           "margins": [float(part[left] - part[right]) for part in logits]})
@@ -120,8 +121,8 @@ def describe(report: dict[str, Any]) -> str:
     mib = 2**20
     rows = [(row["quant"], row["adapter"] or "none", f"{row['equal']}/{row['answers']}",
              f"{100 * row['agreement']:.1f} %", f"{row['difference']:.1e}", row["why"]) for row in report["rows"]]
-    moved = [f"{quant}, {name}: adapters {', '.join(found['adapters'])}, {found['replayed']} recorded answers asked again, "
-             f"{found['agreement']:.1%} of tokens equal" for quant in ("fp32", "int4")
+    moved = [f"{quant}, {name}: adapters {', '.join(found['adapters'])}, {found['replayed']} recorded answers asked "
+             f"again, {found['agreement']:.1%} of tokens equal" for quant in ("fp32", "int4")
              for name, found in report[f"verified_{quant}"].items()]
     return "\n".join([
         f"{report['arch']}, Python {report['python']}{', emulated' if report['emulated'] else ''}",

@@ -32,6 +32,7 @@ GLIBC = ("2_17", "2_26", "2_27", "2_28", "2_34")  # the root has 2.36
 ENTER = """set -e
 root=$1; shift
 mount -t proc proc "$root/proc"
+mount -t sysfs -o ro sysfs "$root/sys"
 while [ "$1" != -- ]; do mkdir -p "$root$2"; mount --bind "$1" "$root$2"; shift 2; done
 shift
 exec chroot "$root" "$@"
@@ -52,8 +53,8 @@ def missing_tools() -> list[str]:
 def need_rights() -> None:
     """Stop with one message where a root can neither be built nor entered; install what can be installed."""
     if sys.platform != "linux" or os.geteuid() != 0:
-        fail("building and entering an arm64 root takes Linux and root's rights (chroot, mount). Run it as root, or run "
-             "edgeft on an arm64 machine itself.")
+        fail("building and entering an arm64 root takes Linux and root's rights (chroot, mount). Run it as root, or "
+             "run edgeft on an arm64 machine itself.")
     packages = missing_tools()
     if packages and shutil.which("apt-get") is None:
         fail(f"not here: {', '.join(packages)}. Install them; there is no apt-get that this program could ask.")
@@ -111,8 +112,8 @@ def build_wheel() -> Path:
                 shutil.copytree(TREE / name, Path(copy) / name, ignore=shutil.ignore_patterns("__pycache__"))
             else:
                 shutil.copy(TREE / name, copy)
-        run([sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", WHEELS,
-             copy])
+        run([sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir",
+             WHEELS, copy])
     (wheel,) = WHEELS.glob("edgeft-*.whl")
     return wheel
 

@@ -128,7 +128,7 @@ def _copy(bundle: Bundle, stage: Path) -> None:
 
 @contextmanager
 def _told_of(stage: Path, source: str) -> Iterator[None]:
-    """What is wrong with a stage is wrong with what was put into it."""
+    """What is said of a stage is said of where it came from, or will stand."""
     try:
         yield
     except EdgeftError as error:
@@ -143,6 +143,7 @@ def _replace(to: Path, fill: Callable[[Path], None], source: str) -> None:
         with _told_of(stage, source):
             fill(stage)
             copy = _verified(stage)
+        with _told_of(stage, str(to)):
             if can_prepare(copy):
                 prepare(copy)
         sync_tree(stage)

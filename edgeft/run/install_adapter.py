@@ -46,7 +46,7 @@ def _check_base(file: Path, manifest: dict[str, Any], bundle: Bundle) -> None:
         faults.add("base fingerprint", declared=bundle.fingerprint[:12], found=found[:12])
     if manifest["quant"] != bundle.manifest["quant"]:  # it was proven, and a soft prompt computed, on those weights
         faults.add("weights", declared=_grid(bundle.manifest["quant"]), found=_grid(manifest["quant"]))
-    faults.raise_if_any("`edgeft add` puts its run beside this base, and proves it there; then pack it from that bundle.")
+    faults.raise_if_any("`edgeft add` puts its run beside this base and proves it there; then pack it from that bundle.")
 
 
 def _grid(quant: dict[str, Any]) -> str:
@@ -60,7 +60,8 @@ def _is_there(manifest: dict[str, Any], bundle: Bundle) -> bool:
         ((file, entry),) = manifest["files"].items()
         if bundle.manifest["files"][file]["sha256"] == entry["sha256"] == sha256(bundle.folder / file):
             return True
-        raise UsageError(f"{bundle.folder}: has another adapter {name!r}. `edgeft remove {bundle.folder} {name}` first.")
+        raise UsageError(f"{bundle.folder}: has another adapter {name!r}. Run `edgeft remove {bundle.folder} {name}` "
+                         "first.")
     if not bundle.kinds:
         raise UsageError(f"{bundle.folder}: its graph takes no adapters.")
     if (bundle.folder / "adapters").is_symlink():
@@ -75,8 +76,22 @@ def _check_stage(file: Path, manifest: dict[str, Any], to: Path, stage: Path) ->
     if found != entry["sha256"]:
         raise EdgeftError(f"{file}: {name}  declared sha256 {entry['sha256'][:12]}  found {found[:12]}. Copy it again.")
     model = Model(to, keep_prompts=0)
+    _check_rows(file, manifest["replay"], model)
     model.load_adapter(manifest["name"], stage / name)
     return ask_again(model, manifest["replay"], str(file))
+
+
+def _check_rows(file: Path, rows: list[dict[str, Any]], model: Model) -> None:
+    """EdgeftError for recorded answers that this base cannot give."""
+    faults = Faults(f"{file}: its recorded answers are not of this base")
+    longest = max(len(row["ids"]) + len(row["tokens"]) for row in rows)
+    if longest > model.context:
+        faults.add("tokens", declared=f"a context of {model.context}", found=longest)
+    highest = max(token for row in rows for token in (*row["ids"], *row["tokens"]))
+    vocabulary = model.graphs.vocabulary or model.tokenizer.get_vocab_size()
+    if highest >= vocabulary:
+        faults.add("token", declared=f"a vocabulary of {vocabulary}", found=highest)
+    faults.raise_if_any("Pack it again.")
 
 
 def _take_in(manifest: dict[str, Any], bundle: Bundle, stage: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import mmap
+import os
 import shutil
 from pathlib import Path
 from typing import IO
@@ -80,6 +82,8 @@ def _save_optimized(source: Path, target: Path) -> None:
     try:
         ort.InferenceSession(str(source), settings, providers=[PROVIDER])
     except Exception as error:  # onnxruntime raises its own kinds, none of them documented
+        if shutil.disk_usage(target.parent).free < LARGE:  # which it does not tell
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from None
         raise EdgeftError(f"{source}: onnxruntime cannot prepare it ({str(error).splitlines()[0]}).") from None
 
 

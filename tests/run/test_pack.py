@@ -110,11 +110,8 @@ def test_a_newer_one_keeps_the_previous_and_a_damaged_one_changes_nothing(bundle
     there = tmp_path / "there"
     install(old, there)
     before = snapshot(there)
-    damaged = tmp_path / "damaged"
-    data = bytearray(new.read_bytes())
-    data[-2000] ^= 1  # within the last file
-    damaged.write_bytes(data)
-    with pytest.raises(EdgeftError, match=r"damaged: is not as it was exported\n.*declared sha256") as found:
+    damaged = repacked(new, lambda _, contents: contents.update({"model.onnx.data": contents["model.onnx.data"][::-1]}))
+    with pytest.raises(EdgeftError, match=r"changed-new: is not as it was exported\n.*data  declared sha256") as found:
         install(damaged, there)
     assert "partial" not in str(found.value)
     damaged.write_bytes(new.read_bytes()[:-1])
@@ -124,7 +121,8 @@ def test_a_newer_one_keeps_the_previous_and_a_damaged_one_changes_nothing(bundle
     install(new, there)
     assert read_bundle(there).manifest == read_bundle(int4_bundle).manifest
     assert snapshot(tmp_path / "there.previous") == before
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["damaged", "new", "old", "there", "there.previous"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["changed-new", "new", "old", "there",
+                                                                  "there.previous"]
 
 
 def test_base_and_adapter_apart_are_the_bundle(bundle: Path, base_there: Path, colors: Path) -> None:
@@ -223,7 +221,8 @@ BAD_ADAPTERS: dict[str, tuple[Callable[[dict[str, Any], dict[str, bytes]], None]
     "name": (_set("name", value="../../evil"), "is no adapter's name"), "none": (_set("name", value="none"), "'none'"),
     "file": (_set("adapter", "file", value="../evil"), "adapters/colors.safetensors alone"),
     "more files": (_set("files", "model.onnx.data", value={"size": 1, "sha256": ""}), "alone"),
-    "base": (_set("base", value=[]), "base: must be dict"), "fingerprint": (_set("base", "fingerprint", value=1), "str"),
+    "base": (_set("base", value=[]), "base: must be dict"),
+    "fingerprint": (_set("base", "fingerprint", value=1), "base.fingerprint: must be str"),
     "no answers": (_set("replay", value=[]), "replay: must be 1 to"),
     "too many": (_set("replay", value=[ROW] * 1000), "replay: must be 1 to"),
     "too long": (_set("replay", value=[{**ROW, "ids": [1] * 9000}]), "replay: must be 1 to"),
@@ -292,7 +291,7 @@ def test_words_that_are_off(bundle: Path, colors: Path, tmp_path: Path) -> None:
     whole = Path(pack(bundle, tmp_path / "whole.edgeft")["file"])
     for words, why in ((["pack", bundle, "--adapter", "color"], "Did you mean 'colors'"),
                        (["pack", bundle, "--adapter", "colors", "--without-adapters"], "choose one"),
-                       (["pack", bundle, "--out", text], "already exists"), (["pack", text], "is no bundle"),
+                       (["pack", bundle, "--out", text], "already exists"), (["pack", text], "no such bundle"),
                        (["install", colors], "holds one adapter alone"),
                        (["install", whole, "--to", tmp_path / "mine"], "is there and is no bundle"),
                        (["install", colors, "--to", tmp_path / "mine"], "is no bundle")):
@@ -324,6 +323,7 @@ def test_full_disks(bundle: Path, base_there: Path, colors: Path, tmp_path: Path
         done = on_small_disk(size, tmp_path / "disk", *words)
         assert done.returncode == 1, done.stderr
         assert "Traceback" not in done.stderr
+        assert f"{words[-1]}" in done.stderr, "it names what could not be written"
         assert "No space left" in done.stderr
         assert done.stderr.strip().splitlines()[-1].endswith("then run it again."), "the disk is empty again"
     done = on_small_disk("64m", tmp_path / "disk", "install", whole, "--to", tmp_path / "disk" / "x")
