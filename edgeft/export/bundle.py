@@ -52,30 +52,31 @@ RUNTIME_MIB = 70  # Python, numpy, tokenizers and onnxruntime themselves
 
 def export(source: Path, device: Device, out: Path, *, host: Host, merge: bool = False, base: str | None = None,
            quant: str | Quant | None = None, name: str | None = None, task: str | None = None, rank: int = 0,
-           scale: float = 1.0) -> dict[str, Any]:
+           scale: float = 1.0, graph: Path | None = None) -> dict[str, Any]:
     """Write a bundle and return its manifest; below the bar nothing is left behind.
 
     `quant`: a kind on the device's own blocks, or a whole grid. `rank`: compress what was learned, a whole tuned model
     too, to a low-rank adapter beside its base. `scale`: how much of the change is merged.
+    `graph`: an ONNX file of the base that others made, used instead of one built here.
     """
     refuse_existing(out)
     job = resolve(source, device, host, merge=merge, base=base, quant=quant, name=name, task=task, rank=rank,
-                  scale=scale)
+                  scale=scale, graph=graph)
     weights = Source(job.base.weights, job.base.tied, _merging(job))
     check_description(job, quant)
     with staged(out) as stage:
         _say(f"building the {job.quant.kind} graph of {job.base.name}")
-        graph, assembly = _write_graph(job, weights, stage)
+        built, assembly = _write_graph(job, weights, stage)
         check_codes(job, assembly.digests)
         modules = [module for slot in assembly.slots for module in slot.modules]
         tokenizer = write_tokenizer(job.base, stage)
         if job.task == "text-generation":
-            write_genai_config(job.base, stage, context=job.context, shared=graph.cache == "shared")
+            write_genai_config(job.base, stage, context=job.context, shared=built.cache == "shared")
         if job.own_head:
             write_head(stage, job.own_head)
         if job.beside:
-            _write_adapter(job, weights, Places(job.slots, assembly.slots, graph.layers, job.context), stage)
-        manifest = _manifest(job, graph, assembly, stage)
+            _write_adapter(job, weights, Places(job.slots, assembly.slots, built.layers, job.context), stage)
+        manifest = _manifest(job, built, assembly, stage)
         if job.standard:
             prepare_for_provider(job, assembly.slots, stage, manifest)
         _check_memory(job, manifest["memory"])
@@ -152,7 +153,8 @@ def _write_graph(job: Job, weights: Source, stage: Path) -> tuple[BaseGraph, Ass
         if job.standard:
             make_standard(graph)
     else:
-        graph = build_graph(job.base.config, job.base.load, weights, job.context, standard=job.standard)
+        graph = build_graph(job.base.config, job.base.load, weights, job.context, standard=job.standard,
+                            given=job.graph)
         expose_hidden(graph, keep_logits=job.task == "text-generation")
     assembly = Assembly(graph, weights, job.quant, job.slots,
                         integers=integer_operator(job.device) if job.standard else "")
