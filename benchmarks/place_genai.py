@@ -1,4 +1,4 @@
-"""ONNX Runtime GenAI, in an environment of its own: the bundle opened as it is, its LoRAs as .onnx_adapter files (places.py).
+"""ONNX Runtime GenAI, in an environment of its own: the bundle as it is, its LoRAs as .onnx_adapter files.
 
 `make genai` makes that environment; EDGEFT_GENAI_PYTHON names another one's interpreter.
 """

@@ -16,6 +16,7 @@ import numpy as np
 from edgeft import __version__
 from edgeft.contract.bundle import (
     FORMAT,
+    GRAPH,
     GRAPH_DATA,
     MANIFEST,
     Bundle,
@@ -36,6 +37,7 @@ from .graph import BaseGraph, build_graph, make_standard
 from .heads import describe_head, write_head
 from .ondevice import rounding
 from .oracle import Oracle
+from .padding import exact_padding
 from .parity_classify import prove_any
 from .placement import integer_operator
 from .resolve import Job, resolve
@@ -159,6 +161,8 @@ def _write_graph(job: Job, weights: Source, stage: Path) -> tuple[BaseGraph, Ass
     assembly = Assembly(graph, weights, job.quant, job.slots,
                         integers=integer_operator(job.device) if job.standard else "")
     assembly.write(stage)
+    if graph.builder == "given" and graph.cache == "growing":
+        graph.padding = exact_padding(stage / GRAPH, graph.layers, job.base.config.vocab_size)
     if graph.cache == "shared":
         write_variants(stage, assembly.slots if "lowrank" in job.slots else [])
     return graph, assembly
@@ -208,6 +212,7 @@ def _manifest(job: Job, graph: BaseGraph, assembly: Assembly, stage: Path) -> di
             "made": datetime.now(UTC).isoformat(timespec="seconds"), "by": f"edgeft {__version__}",
             "platform": platform.platform(), "source": str(job.source), "merged": job.merge,
             "method": job.learned.method.name if job.learned else job.artifact.method or None,
+            "graph": {"file": str(job.graph), **describe_file(job.graph)} if job.graph else None,
             "forgetting": job.artifact.record.get("forgetting"),
             "packages": {name: version(name) for name in ("torch", "transformers", "peft", "onnxruntime",
                                                           "mobius-onnx", "onnx-ir")}},

@@ -19,10 +19,11 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass, TopologicalSortPass
 from edgeft.contract.errors import EdgeftError, Faults, UsageError
 from edgeft.contract.slots import Array
 
+from .given_forms import Kinds
 from .given_inputs import give_contract
 from .graph import BaseGraph, Origin
 from .match import TOLERANCES, Match, Matcher, Near, Part
-from .plain import Kinds, make_plain
+from .plain import make_plain
 from .weights import Source
 
 DOMAINS = ("", "ai.onnx", "com.microsoft")
@@ -102,14 +103,13 @@ class _Weights:
     def place(self) -> dict[str, Origin]:
         """Replace every weight; EdgeftError lists those that the base does not have, and the base's that it lacks."""
         for value in list(self.graph.initializers.values()):
-            if value.dtype != ir.DataType.FLOAT or value.const_value is None or not 1 <= len(value.const_value.shape) <= 2:
+            tensor = value.const_value
+            if value.dtype != ir.DataType.FLOAT or tensor is None or tensor.size < 2 or len(tensor.shape) > 2:
                 continue
             roles: dict[str, list[Use]] = {}
             for use in _uses(value):
                 roles.setdefault(_role(*use), []).append(use)
-            if value.const_value.size < 2 or not roles:
-                continue
-            array = np.asarray(value.const_value.numpy(), np.float32)
+            array = np.asarray(tensor.numpy(), np.float32)
             for role in sorted(roles):
                 self._place(value, array, role, roles[role])
         for name in self.stored:

@@ -89,7 +89,8 @@ def resolve(source: Path, device: Device, host: Host, *, merge: bool = False, ba
     learned = None if rank else _understood(artifact, host)
     opened = open_base(base_name(artifact, base) if rank else _base_name(artifact, base))
     if graph is not None and opened.encodes:
-        raise UsageError(f"--graph {graph}: is for decoders, and {opened.name} is an encoder ({opened.config.model_type}).")
+        raise UsageError(f"--graph {graph}: is for decoders, and {opened.name} is an encoder "
+                         f"({opened.config.model_type}).")
     if (rank or artifact.kind != "model") and artifact.base_fingerprint not in ("", opened.fingerprint):
         changed = not base or base == artifact.base
         faults = Faults(f"{source}: its base {opened.name} was changed on disk since" if changed else

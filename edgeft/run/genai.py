@@ -1,4 +1,4 @@
-"""Adapters as ONNX Runtime GenAI loads them: `.onnx_adapter` files beside a bundle's own, on the device, without torch."""
+"""Adapters as ONNX Runtime GenAI loads them: `.onnx_adapter` files beside a bundle's own, made without torch."""
 
 from __future__ import annotations
 
