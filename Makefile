@@ -8,7 +8,7 @@ STARTER := build/starter
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test test-arm64 lint starter bench openvino clean
+.PHONY: demo test test-arm64 lint starter bench genai openvino clean
 
 demo: $(READY)
 	$(RUN) -m edgeft demo
@@ -42,6 +42,7 @@ $(READY): pyproject.toml
 	$(RUN) -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	touch $(READY)
 
+<<<<<<< HEAD
 # OpenVINO's own environment: its onnxruntime takes the other's place
 openvino: $(OPENVINO)/.ready
 
@@ -50,6 +51,15 @@ $(OPENVINO)/.ready: pyproject.toml
 	$(OPENVINO)/bin/python -m pip install --quiet --disable-pip-version-check onnxruntime-openvino numpy tokenizers jinja2 click pluggy
 	$(OPENVINO)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $(OPENVINO)/.ready
+=======
+# An environment with ONNX Runtime GenAI for benchmarks/place_genai.py, tests and foreign_graphs.py; takes a network
+genai: build/genai/.ready
+
+build/genai/.ready:
+	$(PYTHON) -m venv build/genai
+	build/genai/bin/python -m pip install --quiet "torch>=2.11,<2.14" "onnxruntime-genai>=0.18" transformers onnx onnx_ir
+	touch $@
+>>>>>>> 39f6b6e (benchmarks/foreign_graphs.py; make genai)
 
 clean:
 	rm -rf $(VENV) $(OPENVINO) build demo dist *.egg-info

@@ -15,7 +15,7 @@ from edgeft.contract.errors import EdgeftError
 from edgeft.contract.grid import Grid
 from edgeft.contract.slots import Array
 
-from .graph import integers
+from .nodes import integers
 
 Kinds = dict[str, str]  # initializers -> how their numbers were held, a key of match.TOLERANCES
 

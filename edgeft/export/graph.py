@@ -66,8 +66,8 @@ def build_graph(config: transformers.PretrainedConfig, load: Callable[[], transf
                 source: Source, context: int, *, standard: bool = False, given: Path | None = None) -> BaseGraph:
     """The base graph of a config; the torch model is loaded and traced only where mobius cannot build it.
 
-    `standard`: of standard operators of opset 21 alone; a shared cache becomes a growing one then. `given`: an ONNX file
-    of the base that others made, to be used instead.
+    `standard`: of standard operators of opset 21 alone; a shared cache becomes a growing one then. `given`: an ONNX
+    file of the base that others made, to be used instead.
     """
     graph = _from_file(given, config, source, standard) if given else _built(config, load, source, context, standard)
     _share(graph)
