@@ -42,7 +42,6 @@ $(READY): pyproject.toml
 	$(RUN) -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	touch $(READY)
 
-<<<<<<< HEAD
 # OpenVINO's own environment: its onnxruntime takes the other's place
 openvino: $(OPENVINO)/.ready
 
@@ -51,7 +50,7 @@ $(OPENVINO)/.ready: pyproject.toml
 	$(OPENVINO)/bin/python -m pip install --quiet --disable-pip-version-check onnxruntime-openvino numpy tokenizers jinja2 click pluggy
 	$(OPENVINO)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $(OPENVINO)/.ready
-=======
+
 # An environment with ONNX Runtime GenAI for benchmarks/place_genai.py, tests and foreign_graphs.py; takes a network
 genai: build/genai/.ready
 
@@ -59,7 +58,6 @@ build/genai/.ready:
 	$(PYTHON) -m venv build/genai
 	build/genai/bin/python -m pip install --quiet "torch>=2.11,<2.14" "onnxruntime-genai>=0.18" transformers onnx onnx_ir
 	touch $@
->>>>>>> 39f6b6e (benchmarks/foreign_graphs.py; make genai)
 
 clean:
 	rm -rf $(VENV) $(OPENVINO) build demo dist *.egg-info
