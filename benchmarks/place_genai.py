@@ -33,19 +33,21 @@ def missing() -> str:
 
 def answers(bundle: Path, questions: list[dict[str, Any]], tokens: int) -> list[dict[str, Any]]:
     """Greedy answers of at most so many tokens, and the logits behind each prompt."""
-    from edgeft.contract.bundle import read_bundle
+    from edgeft.contract.bundle import GRAPH, SCALED_GRAPH, read_bundle
     from edgeft.run.adapters import open_adapter
     from edgeft.run.genai import SUFFIX, export_adapter
 
     opened = read_bundle(bundle)
     with tempfile.TemporaryDirectory() as folder:  # the bundle stays as it is
-        files = {}
+        files, graph = {}, GRAPH
         for name in {question["adapter"] for question in questions if question["adapter"]}:
             files[name] = str(Path(folder, name + SUFFIX))
-            export_adapter(opened, open_adapter(name, opened.adapter_file(name), opened), Path(files[name]))
+            adapter = open_adapter(name, opened.adapter_file(name), opened)
+            export_adapter(opened, adapter, Path(files[name]))
+            graph = SCALED_GRAPH if adapter.scaled else graph
         work, out = Path(folder, "work.json"), Path(folder, "answers.json")
-        work.write_text(json.dumps({"bundle": str(bundle), "adapters": files, "questions": questions,
-                                    "tokens": tokens}))
+        work.write_text(json.dumps({"bundle": str(bundle), "graph": graph, "adapters": files,
+                                    "questions": questions, "tokens": tokens}))
         done = subprocess.run([python(), __file__, work, out], capture_output=True, text=True, check=False,
                               env=_environment())
         if done.returncode:
@@ -64,7 +66,9 @@ def _main() -> None:
     import onnxruntime_genai as genai
 
     work = json.loads(Path(sys.argv[1]).read_text())
-    model = genai.Model(work["bundle"])
+    setting = genai.Config(work["bundle"])
+    setting.overlay(json.dumps({"model": {"decoder": {"filename": work["graph"]}}}))
+    model = genai.Model(setting)
     config = json.loads(Path(work["bundle"], "genai_config.json").read_text())["model"]
     ends = config["eos_token_id"] if isinstance(config["eos_token_id"], list) else [config["eos_token_id"]]
     adapters = genai.Adapters(model)

@@ -27,6 +27,7 @@ from .plain import make_plain
 from .weights import Source
 
 DOMAINS = ("", "ai.onnx", "com.microsoft")
+OLDEST = 13  # opset from which on axes and sizes are inputs, as in the nodes that are added here
 BUFFERS = re.compile(r"(^|\.)(rotary_emb\.inv_freq|attn\.(masked_)?bias)$")  # in some files, and no weights
 LOOKUP, PRODUCT, OTHER = "lookup", "product", "other"
 Use = tuple[ir.Node, int]
@@ -45,6 +46,7 @@ def given_graph(path: Path, config: Any, source: Source) -> BaseGraph:
     _hold(model.graph, origins)
     RemoveUnusedNodesPass()(model)
     TopologicalSortPass()(model)
+    model.opset_imports.setdefault("com.microsoft", 1)
     shared = any(node.op_type == "GroupQueryAttention" for node in model.graph)
     return BaseGraph(model, origins, "given", "shared" if shared else "growing", "nowhere")
 
@@ -60,6 +62,9 @@ def read_graph(path: Path) -> ir.Model:
     faults = Faults(f"{path}: cannot be used")
     domains = {node.domain for graph in (model.graph, *(f.graph for f in model.functions.values()))
                for node in ir.traversal.RecursiveGraphIterator(graph)}
+    opset = model.opset_imports.get("", 0)
+    if opset < OLDEST:
+        faults.add("opset", declared=f"{OLDEST} or newer", found=opset)
     domains -= {domain for domain, _, _ in model.functions}
     for domain in sorted(domains - set(DOMAINS)):
         faults.add(f"operators of {domain!r}", declared="ONNX's own or com.microsoft's", found=domain)

@@ -176,7 +176,8 @@ def _gemm(graph: ir.Graph, node: ir.Node, kinds: Kinds) -> None:
     rows = _put(graph, node, "Concat", [_put(graph, node, "Shape", [ids]), rest], axis=0)
     product = _put(graph, node, "MatMul", [_put(graph, node, "Reshape", [read, rows]), weight])
     product = _with_bias(graph, node, product, _optional(node, 2))
-    width = _put(graph, node, "Shape", [weight], start=1, end=2)
+    sizes = [integers(graph, f"const.list.{value}", value) for value in (1, 2)]  # Slice: Shape has no range before 15
+    width = _put(graph, node, "Slice", [_put(graph, node, "Shape", [weight]), *sizes])
     flat = _put(graph, node, "Concat", [rest, width], axis=0)
     _become(graph, node, _put(graph, node, "Reshape", [product, flat]))
 

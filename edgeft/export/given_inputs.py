@@ -74,7 +74,7 @@ def _positions(graph: ir.Graph, positions: ir.Value) -> None:
         return integers(graph, f"const.list.{value}", value)
 
     ids, mask = (next(value for value in graph.inputs if value.name == name) for name in INPUTS)
-    count = add("Shape", ids, start=1, end=2)
+    count = add("Slice", add("Shape", ids), number(1), number(2))
     if any(node.op_type == "GroupQueryAttention" for node in graph):
         total = add("ReduceSum", mask, number(1), keepdims=1)
         start = add("Max", add("Sub", total, count), number(0))

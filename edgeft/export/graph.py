@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 
 INPUTS = ("input_ids", "attention_mask")
+SETTLED = 18  # operators that decoders have mean the same from this opset to 21
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,9 @@ def _from_file(path: Path, config: transformers.PretrainedConfig, source: Source
     from .given import given_graph
 
     graph = given_graph(path, config, source)
+    if standard and graph.model.opset_imports[""] < SETTLED:
+        raise EdgeftError(f"{path.name}: is of opset {graph.model.opset_imports['']}, and the device takes 21; a graph "
+                          f"of {SETTLED} or newer means the same there. Export it again with a newer opset.")
     if standard:
         make_standard(graph)
     return graph

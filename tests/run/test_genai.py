@@ -135,6 +135,15 @@ def test_genai_answers_as_the_runner_does(place, bundle):
     assert own != own_tuned
 
 
+@pytest.mark.slow
+def test_genai_takes_factors_in_the_scaled_graph(place, copy, base, data, tmp_path):
+    run = train_run(tmp_path / "ia3", base, data, "--epochs", 6, "--lr", 0.1, method="ia3")
+    edgeft("add", copy, run, "--name", "ia3")
+    found, own = ask(place, copy, "ia3")
+    assert [answer["tokens"] for answer in found] == own
+    assert own != ask(place, copy, None)[1]
+
+
 def test_genai_takes_a_graph_with_a_growing_cache(place, make_base, tmp_path):
     bundle = export_bundle(tmp_path / "b", make_base("gpt2"), "--quant", "fp32")
     assert read_bundle(bundle).manifest["graph"]["cache"] == "growing"
