@@ -30,25 +30,19 @@ def write_genai_adapters(folder: Path) -> dict[str, Any]:
     bundle.check_files(whole=True)
     adapters = {name: open_adapter(name, bundle.adapter_file(name), bundle) for name in bundle.adapters}
     left_out = {name: reason for name, adapter in adapters.items() if (reason := _lacks(adapter))}
-    manifest = {**bundle.manifest, "files": dict(bundle.manifest["files"]),
-                "adapters": {name: dict(entry) for name, entry in bundle.manifest["adapters"].items()}}
+    manifest = {**bundle.manifest, "files": dict(bundle.manifest["files"])}
     written = {}
-    with scratch(bundle.folder / "genai") as stage:
-        for name, adapter in adapters.items():
-            if name in left_out:
-                continue
-            adapter.checked.result()
-            file = f"adapters/{name}{SUFFIX}"
-            (stage / name).mkdir()
-            made = stage / name / Path(file).name
-            export_adapter(bundle, adapter, made)
-            manifest["adapters"][name]["genai"] = file
-            manifest["files"][file] = describe_file(made)
+    with scratch(bundle.folder) as stage:
+        for name in sorted(adapters.keys() - left_out.keys()):
+            adapters[name].checked.result()
+            made = stage / f"{name}{SUFFIX}"
+            export_adapter(bundle, adapters[name], made)
+            manifest["files"][f"adapters/{made.name}"] = describe_file(made)
             written[name] = made.stat().st_size
         sync_tree(stage)
         with disk_errors(bundle.folder):
-            for name in written:
-                os.replace(stage / name / f"{name}{SUFFIX}", bundle.folder / "adapters" / f"{name}{SUFFIX}")
+            for made in sorted(stage.iterdir()):
+                os.replace(made, bundle.folder / "adapters" / made.name)
             write_json(bundle.folder / MANIFEST, manifest)
     return {"written": written, "left_out": left_out}
 

@@ -93,7 +93,7 @@ def test_an_adapter_s_file_holds_the_graph_s_inputs(copy):
     assert np.array_equal(values["adapter_gate"], np.ones((1, 1, 8), np.float32))
     bundle = read_bundle(copy)
     assert bundle.check_files(whole=True)
-    assert bundle.manifest["adapters"][name]["genai"] == f"adapters/{name}.onnx_adapter"
+    assert f"adapters/{name}.onnx_adapter" in bundle.manifest["files"]
     before = path.read_bytes()
     write_genai_adapters(copy)
     assert path.read_bytes() == before  # so that a call cut short leaves what the manifest says
