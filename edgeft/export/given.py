@@ -23,6 +23,7 @@ from .given_forms import Kinds
 from .given_inputs import give_contract
 from .graph import BaseGraph, Origin
 from .match import TOLERANCES, Match, Matcher, Near, Part
+from .nodes import constant
 from .plain import make_plain
 from .weights import Source
 
@@ -118,7 +119,7 @@ class _Weights:
             for role in sorted(roles):
                 self._place(value, array, role, roles[role])
         for name in self.stored:
-            if name not in self.matcher.used and name not in self._near and not BUFFERS.search(name):
+            if name not in self.matcher.used | self._near and not BUFFERS.search(name) and not self.matcher.twin(name):
                 self.faults.add(f"{name} {list(self.stored.shape(name))}: is nowhere in the graph")
         self.faults.raise_if_any("Name the base that the graph was exported from with --base. A fine-tuned model needs "
                                  "a graph of its own.")
@@ -129,29 +130,33 @@ class _Weights:
         kind = self.kinds.get(str(value.name), "float")
         needed = role != OTHER and array.ndim == 2
         hint = f"{value.name}.embed_tokens.wte" if role == LOOKUP else str(value.name)
-        found = self.matcher.match(array, TOLERANCES[kind], hint)
+        found, shift = self.matcher.match(array, TOLERANCES[kind], hint), 0
+        if isinstance(found, Near) and array.ndim == 1:  # exporters fold the 1 that gemma's norms add to their weights
+            found, shift = self.matcher.match(array - 1, TOLERANCES[kind].around(1), hint), 1
         if isinstance(found, Near):
             if needed:
                 self._near.add(found.name)
                 self.faults.add(f"{value.name} {list(array.shape)}, read by {uses[0][0].name}: {found}")
             return
         fresh = self._build(found, role)
+        if shift:
+            one = constant(self.graph, "const.one", np.ones(1, np.float32))
+            fresh = self._node("Add", [fresh, one])
         for node, index in uses:
             node.replace_input_with(index, fresh)
 
     def _build(self, match: Match, role: str) -> ir.Value:
         """The value that stands for a weight: base tensors, one below the other, perhaps turned."""
         values = [self._tensor(part, role) for part in match.parts]
-        nodes: list[ir.Node] = []
         if len(values) > 1:
-            nodes.append(ir.node("Concat", values, {"axis": 0}))
-            values = [nodes[-1].outputs[0]]
-        if match.turned:
-            nodes.append(ir.node("Transpose", values, {"perm": [1, 0]}))
-            values = [nodes[-1].outputs[0]]
-        if nodes:
-            self.graph.insert_before(self.graph[0], nodes)
-        return values[0]
+            values = [self._node("Concat", values, axis=0)]
+        return self._node("Transpose", values, perm=[1, 0]) if match.turned else values[0]
+
+    def _node(self, op: str, inputs: list[ir.Value], **attributes: Any) -> ir.Value:
+        """A node of the weights alone; where it stands is settled by sorting at the end."""
+        made = ir.node(op, inputs, attributes)
+        self.graph.append(made)
+        return made.outputs[0]
 
     def _tensor(self, part: Part, role: str) -> ir.Value:
         name = self.heads.get(part.name, part.name) if role == PRODUCT else part.name

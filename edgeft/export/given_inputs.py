@@ -5,15 +5,17 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 
 from edgeft.contract.errors import Faults
 
 from .graph import INPUTS
-from .nodes import integers
+from .nodes import constant, integers
 
 CACHE = re.compile(r"(past_key_values|past|present|present_key_values)\.(\d+)\.(key|value)")
 POSITIONS = "position_ids"
+KEEP = ("num_logits_to_keep", "logits_to_keep")  # of how many last tokens; 0: of all. Ours is added later
 
 
 def give_contract(who: str, graph: ir.Graph, config: Any) -> None:
@@ -28,6 +30,9 @@ def give_contract(who: str, graph: ir.Graph, config: Any) -> None:
             given[f"{'past_key_values' if past else 'present'}.{int(found[2])}.{found[3]}"] = value
         elif name in (*INPUTS, "logits"):
             given[name] = value
+        elif past and name in KEEP:
+            zero = constant(graph, "const.keep_all", np.zeros([1] * len(value.shape or ()), np.int64))
+            ir.convenience.replace_all_uses_with(value, zero)
         elif past and name != POSITIONS:
             faults.add(f"input {name} {value.shape}: has no place in the contract's graph")
     layers = config.num_hidden_layers

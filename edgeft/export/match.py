@@ -55,6 +55,10 @@ class Tolerance:
     absolute: float = 1e-7
     norm: float = 0.0
 
+    def around(self, value: float) -> Tolerance:
+        """For numbers that were rounded when this value had been added to them."""
+        return Tolerance(self.relative, self.absolute + 2 * value * max(self.relative, 2**-23), self.norm)
+
     def holds(self, found: Array, wanted: Array) -> bool:
         """Whether `found` is `wanted` as this type would hold it."""
         if self.norm:
@@ -95,6 +99,11 @@ class Matcher:
             if parts.name and (not found.name or (-parts.row, parts.difference) < (-found.row, found.difference)):
                 found = parts
         return found
+
+    def twin(self, name: str) -> str:
+        """A tensor of the same numbers that was found: exporters hold such two only once. Empty if there is none."""
+        return next((other for other in self.used if self.shapes[other] == self.shapes[name]
+                     and np.array_equal(self._read(other), self._read(name))), "")
 
     def _walk(self, view: Array, tolerance: Tolerance, hint: str) -> list[Part] | Near:
         """Tensors one below the other until all rows are found."""

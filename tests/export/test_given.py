@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 
 from edgeft.contract.errors import EdgeftError, UsageError
 from edgeft.contract.files import read_json
-from edgeft.contract.tensors import Weights
+from edgeft.contract.tensors import Weights, write_tensors
 from edgeft.export.given import given_graph, read_graph
 from edgeft.export.linears import find_groups
 from edgeft.export.match import TOLERANCES, Match, Matcher, Near
@@ -84,7 +85,7 @@ def test_a_graph_of_another_model_is_refused(base, make_base, tmp_path):
 
 
 def test_a_tensor_that_the_graph_lacks_is_named(base, tmp_path):
-    path = Llama(base, change={"model.norm.weight": lambda weight: weight + 1}).save(tmp_path / "m.onnx")
+    path = Llama(base, change={"model.norm.weight": lambda weight: weight * 2}).save(tmp_path / "m.onnx")
     with pytest.raises(EdgeftError, match=r"model.norm.weight \[64\]: is nowhere in the graph"):
         open_given(path, base)
 
@@ -173,6 +174,39 @@ def test_operators_of_strangers_are_refused(base, tmp_path):
     ir.save(model, path)
     with pytest.raises(EdgeftError, match=r"operators of 'com\.stranger'"):
         read_graph(path)
+
+
+def test_a_one_that_was_added_to_a_norm_is_kept_beside_the_base_s_tensor(base, tmp_path):
+    path = Llama(base, change={"model.norm.weight": lambda weight: weight + 1}).save(tmp_path / "m.onnx")
+    graph = open_given(path, base)
+    (use,) = graph.model.graph.initializers["model.norm.weight"].uses()
+    assert use.node.op_type == "Add"
+    assert use.node.inputs[1].const_value.numpy() == 1
+
+
+def test_tensors_of_equal_numbers_may_be_held_once(base, tmp_path):
+    one, other = (f"model.layers.{layer}.input_layernorm.weight" for layer in (0, 1))
+    twins = tmp_path / "twins"
+    shutil.copytree(base, twins)
+    stored = Weights(base)
+    write_tensors(twins / "model.safetensors", {name: np.array(stored[one if name == other else name])
+                                                for name in stored}, {"format": "pt"})
+    llama = Llama(twins)
+    model = ir.load(llama.save(tmp_path / "m.onnx"))
+    equal = [value for value in model.graph.initializers.values()
+             if np.array_equal(value.const_value.numpy(), llama.weights[one])]
+    assert len(equal) == 2
+    ir.convenience.replace_all_uses_with(equal[1], equal[0])
+    del model.graph.initializers[equal[1].name]
+    ir.save(model, tmp_path / "m.onnx")
+    assert {one, other} & set(open_given(tmp_path / "m.onnx", twins).origins)
+
+
+def test_how_many_logits_are_kept_is_no_input_of_theirs(base, tmp_path):
+    llama = Llama(base)
+    llama.given("num_logits_to_keep", ir.DataType.INT64, [])
+    graph = open_given(llama.save(tmp_path / "m.onnx"), base)
+    assert len(graph.model.graph.inputs) == 2 + 2 * 2
 
 
 def test_matching_knows_slices_and_twins():
