@@ -8,7 +8,7 @@ STARTER := build/starter
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test test-arm64 lint starter bench openvino clean
+.PHONY: demo test test-arm64 lint starter bench genai openvino clean
 
 demo: $(READY)
 	$(RUN) -m edgeft demo
@@ -50,6 +50,14 @@ $(OPENVINO)/.ready: pyproject.toml
 	$(OPENVINO)/bin/python -m pip install --quiet --disable-pip-version-check onnxruntime-openvino numpy tokenizers jinja2 click pluggy
 	$(OPENVINO)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $(OPENVINO)/.ready
+
+# An environment with ONNX Runtime GenAI for benchmarks/place_genai.py, tests and foreign_graphs.py; takes a network
+genai: build/genai/.ready
+
+build/genai/.ready:
+	$(PYTHON) -m venv build/genai
+	build/genai/bin/python -m pip install --quiet "torch>=2.11,<2.14" "onnxruntime-genai>=0.18" transformers onnx onnx_ir
+	touch $@
 
 clean:
 	rm -rf $(VENV) $(OPENVINO) build demo dist *.egg-info

@@ -17,6 +17,7 @@ from edgeft.compare_command import asks_to_compare, compare_command, compare_opt
 from edgeft.contract.errors import EdgeftError, UsageError, did_you_mean
 from edgeft.contract.files import refuse_existing
 from edgeft.fit_command import fit_command
+from edgeft.genai_command import genai_command
 from edgeft.install_command import install_command
 from edgeft.listings import devices_command, methods_command, plugins_command, print_json
 from edgeft.pack_command import pack_command
@@ -104,13 +105,14 @@ def eval_command(subject: Path, data: Path | None, probe: Path | None, pairs: Pa
 
 
 @cli.command("export")
-@click.argument("source", type=FOLDER, metavar="RUN|PEFT_DIR|MODEL_DIR")
+@click.argument("source", type=FOLDER, metavar="RUN|PEFT_DIR|MODEL_DIR", required=False)
 @click.option("--device", required=True, metavar="NAME|FILE.toml", help="The device to export for.")
 @click.option("--out", required=True, type=FOLDER, help="The bundle folder to write.")
 @click.option("--merge", is_flag=True, help="Fold what was learned into the weights.")
 @click.option("--as-adapter", is_flag=True, help="Compress what was learned to a low-rank adapter beside its base.")
 @click.option("--rank", type=click.IntRange(1), help="Of --as-adapter. [16]")
 @click.option("--base", help="The base, where the folder does not name it: a folder, a hub id, or starter.")
+@click.option("--graph", type=FOLDER, metavar="MODEL.onnx", help="The base's graph, exported by others; with --base.")
 @click.option("--quant", type=click.Choice(["int4", "int8", "fp16", "fp32"]), help="[the device file's]")
 @click.option("--block", type=click.Choice(["16", "32", "64", "128", "256"]), help="[the device file's]")
 @click.option("--asymmetric/--symmetric", default=None, help="With zero points or without. [the device file's]")
@@ -119,9 +121,10 @@ def eval_command(subject: Path, data: Path | None, probe: Path | None, pairs: Pa
 @click.option("--task", help="Whose prompt to ship, of a method that learns one for each task.")
 @budget_options
 @click.option("--json", "as_json", is_flag=True, help="Print the parity report as JSON.")
-def export_command(source: Path, device: str, out: Path, merge: bool, base: str | None, quant: str | None,
-                   block: str | None, asymmetric: bool | None, rounding: str | None, name: str | None,
-                   task: str | None, as_adapter: bool, rank: int | None, as_json: bool, **limit: Any) -> None:
+def export_command(source: Path | None, device: str, out: Path, merge: bool, base: str | None,
+                   graph: Path | None, quant: str | None, block: str | None, asymmetric: bool | None,
+                   rounding: str | None, name: str | None, task: str | None, as_adapter: bool, rank: int | None,
+                   as_json: bool, **limit: Any) -> None:
     """Write a verified bundle for a device: an ONNX base with the adapter beside it, or merged."""
     host = plugins.host()
     if merge and as_adapter:
@@ -130,6 +133,8 @@ def export_command(source: Path, device: str, out: Path, merge: bool, base: str 
     target = host.device(device)  # a typo is told before torch is loaded
     refuse_existing(out)
     budget = read_budget(**limit)
+    if source is None:
+        source, base = _bare_base(graph, base), None
     from edgeft.export.bundle import export
     from edgeft.export.limit import export_within
     from edgeft.export.report import describe
@@ -139,8 +144,19 @@ def export_command(source: Path, device: str, out: Path, merge: bool, base: str 
                                         symmetric=None if asymmetric is None else not asymmetric)
     make = partial(export_within, budget) if budget else export
     report = make(source, target, out, host=host, merge=merge, base=base, quant=grid if detailed else quant, name=name,
-                  task=task, rank=compressed)
+                  task=task, rank=compressed, graph=graph)
     print_json(report) if as_json else click.echo(describe(report, out))
+
+
+def _bare_base(graph: Path | None, base: str | None) -> Path:
+    """What is exported when no folder is named: with --graph the base itself."""
+    from edgeft.contract.base import find_base
+
+    if graph is None:
+        raise UsageError("What is exported? Name a run, a PEFT folder or a model folder.")
+    if base is None:
+        raise UsageError(f"--graph {graph}: name the base that it was exported from with --base.")
+    return find_base(base)
 
 
 @cli.command("add")
@@ -197,8 +213,8 @@ def verify_command(bundle: Path, as_json: bool) -> None:
         f"replayed {result['replayed']} recorded answers: {result['agreement']:.0%} of tokens equal")
 
 
-for command in (fit_command, pack_command, install_command, run_command, chat_command, bench_command, report_command,
-                methods_command, devices_command, plugins_command):
+for command in (fit_command, pack_command, install_command, run_command, chat_command, bench_command, genai_command,
+                report_command, methods_command, devices_command, plugins_command):
     cli.add_command(command)
 
 

@@ -274,15 +274,16 @@ def check_name(name: str) -> str:
 def remove_adapter(folder: Path, name: str) -> None:
     """Take an adapter out: first out of the manifest, then off the disk."""
     bundle = read_bundle(folder)
-    path = bundle.adapter_file(name)
+    bundle.adapter_file(name)  # there must be one
     faults = Faults(f"{folder}: is not as it was exported")
     if _linked(folder, PurePosixPath(bundle.adapters[name])):
         faults.add(f"{bundle.adapters[name]}: points outside the bundle")
     faults.raise_if_any("Export it again.")
     manifest = dict(bundle.manifest)
-    file = bundle.adapters[name]
+    twin = f"adapters/{name}.onnx_adapter"  # for ONNX Runtime GenAI, if it was written
+    gone = {bundle.adapters[name], *({twin} if twin in manifest["files"] else ())}
     manifest["adapters"] = {key: entry for key, entry in manifest["adapters"].items() if key != name}
-    manifest["files"] = {key: entry for key, entry in manifest["files"].items() if key != file}
+    manifest["files"] = {key: entry for key, entry in manifest["files"].items() if key not in gone}
     parity = manifest.get("parity", {})
     manifest["parity"] = {
         **parity, "adapters": {key: entry for key, entry in parity.get("adapters", {}).items() if key != name},
@@ -291,4 +292,5 @@ def remove_adapter(folder: Path, name: str) -> None:
         manifest["default_adapter"] = None
     with disk_errors(folder):
         write_json(bundle.folder / MANIFEST, manifest)
-        path.unlink(missing_ok=True)
+        for file in gone:
+            (bundle.folder / file).unlink(missing_ok=True)

@@ -15,7 +15,15 @@ import numpy as np
 
 from edgeft import __version__
 from edgeft.contract.base import read_config
-from edgeft.contract.bundle import FORMAT, MANIFEST, Bundle, check_name, describe_file, read_bundle
+from edgeft.contract.bundle import (
+    FORMAT,
+    GRAPH,
+    MANIFEST,
+    Bundle,
+    check_name,
+    describe_file,
+    read_bundle,
+)
 from edgeft.contract.device import Cpu, Device, Graph, Limits, Run
 from edgeft.contract.errors import EdgeftError, Faults, UsageError
 from edgeft.contract.files import disk_errors, link_or_copy, refuse_existing, scratch, staged, sync_tree, write_json
@@ -32,6 +40,7 @@ from .graph import BaseGraph, build_graph, make_standard
 from .heads import describe_head, write_head
 from .ondevice import rounding
 from .oracle import Oracle
+from .padding import exact_padding
 from .parity_classify import prove_any
 from .placement import integer_operator
 from .resolve import Job, resolve
@@ -47,15 +56,16 @@ if TYPE_CHECKING:
 
 def export(source: Path, device: Device, out: Path, *, host: Host, merge: bool = False, base: str | None = None,
            quant: str | Quant | None = None, name: str | None = None, task: str | None = None, rank: int = 0,
-           scale: float = 1.0) -> dict[str, Any]:
+           scale: float = 1.0, graph: Path | None = None) -> dict[str, Any]:
     """Write a bundle and return its manifest; below the bar nothing is left behind.
 
     `quant`: a kind on the device's own blocks, or a whole grid. `rank`: compress what was learned, a whole tuned model
     too, to a low-rank adapter beside its base. `scale`: how much of the change is merged.
+    `graph`: an ONNX file of the base that others made, used instead of one built here.
     """
     refuse_existing(out)
     job = resolve(source, device, host, merge=merge, base=base, quant=quant, name=name, task=task, rank=rank,
-                  scale=scale)
+                  scale=scale, graph=graph)
     weights = Source(job.base.weights, job.base.tied, _merging(job))
     check_description(job, quant)
     predicted = _predict(job)
@@ -63,19 +73,19 @@ def export(source: Path, device: Device, out: Path, *, host: Host, merge: bool =
     from_npm = read_packages(device, generates=job.task == "text-generation")  # before the work, not behind it
     with staged(out) as stage:
         _say(f"building the {job.quant.kind} graph of {job.base.name}")
-        graph, assembly = _write_graph(job, weights, stage)
+        built, assembly = _write_graph(job, weights, stage)
         check_codes(job, assembly.digests)
         modules = [module for slot in assembly.slots for module in slot.modules]
         tokenizer = write_tokenizer(job.base, stage)
         if job.task == "text-generation":
-            write_genai_config(job.base, stage, context=job.context, shared=graph.cache == "shared")
+            write_genai_config(job.base, stage, context=job.context, shared=built.cache == "shared")
         if job.own_head:
             write_head(stage, job.own_head)
         if job.beside:
-            _write_adapter(job, weights, Places(job.slots, assembly.slots, graph.layers, job.context), stage)
+            _write_adapter(job, weights, Places(job.slots, assembly.slots, built.layers, job.context), stage)
         if from_npm:
             write_page(stage, from_npm)
-        manifest = _manifest(job, graph, assembly, _memory(predicted))
+        manifest = _manifest(job, built, assembly, _memory(predicted))
         if job.standard:
             prepare_for_provider(job, assembly.slots, stage, manifest)
         _write_manifest(stage, manifest)
@@ -151,11 +161,14 @@ def _write_graph(job: Job, weights: Source, stage: Path) -> tuple[BaseGraph, Ass
         if job.standard:
             make_standard(graph)
     else:
-        graph = build_graph(job.base.config, job.base.load, weights, job.context, standard=job.standard)
+        graph = build_graph(job.base.config, job.base.load, weights, job.context, standard=job.standard,
+                            given=job.graph)
         expose_hidden(graph, keep_logits=job.task == "text-generation")
     assembly = Assembly(graph, weights, job.quant, job.slots,
                         integers=integer_operator(job.device) if job.standard else "")
     assembly.write(stage)
+    if graph.builder == "given" and graph.cache == "growing":
+        graph.padding = exact_padding(stage / GRAPH, graph.layers, job.base.config.vocab_size)
     if job.device.browser:
         check_page(job.device, graph.cache)
     elif graph.cache == "shared":
@@ -207,6 +220,7 @@ def _manifest(job: Job, graph: BaseGraph, assembly: Assembly, memory: dict[str, 
             "made": datetime.now(UTC).isoformat(timespec="seconds"), "by": f"edgeft {__version__}",
             "platform": platform.platform(), "source": str(job.source), "merged": job.merge,
             "method": job.learned.method.name if job.learned else job.artifact.method or None,
+            "graph": {"file": str(job.graph), **describe_file(job.graph)} if job.graph else None,
             "forgetting": job.artifact.record.get("forgetting"),
             "packages": {name: version(name) for name in ("torch", "transformers", "peft", "onnxruntime",
                                                           "mobius-onnx", "onnx-ir")}},

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 
 INPUTS = ("input_ids", "attention_mask")
+SETTLED = 18  # operators that decoders have mean the same from this opset to 21
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class BaseGraph:
 
     model: ir.Model
     origins: dict[str, Origin]
-    builder: str  # "mobius" | "transformers"
+    builder: str  # "mobius" | "transformers" | "given"
     cache: str  # "shared" | "growing"
     padding: str = "anywhere"  # where rows of a batch may be padded in a growing cache
 
@@ -63,11 +64,32 @@ class BaseGraph:
 
 
 def build_graph(config: transformers.PretrainedConfig, load: Callable[[], transformers.PreTrainedModel],
-                source: Source, context: int, *, standard: bool = False) -> BaseGraph:
+                source: Source, context: int, *, standard: bool = False, given: Path | None = None) -> BaseGraph:
     """The base graph of a config; the torch model is loaded and traced only where mobius cannot build it.
 
-    `standard`: of standard operators of opset 21 alone; a shared cache becomes a growing one then.
+    `standard`: of standard operators of opset 21 alone; a shared cache becomes a growing one then. `given`: an ONNX
+    file of the base that others made, to be used instead.
     """
+    graph = _from_file(given, config, source, standard) if given else _built(config, load, source, context, standard)
+    _share(graph)
+    _cut_rotary_tables(graph.model, context)
+    return graph
+
+
+def _from_file(path: Path, config: transformers.PretrainedConfig, source: Source, standard: bool) -> BaseGraph:
+    from .given import given_graph
+
+    graph = given_graph(path, config, source)
+    if standard and graph.model.opset_imports[""] < SETTLED:
+        raise EdgeftError(f"{path.name}: is of opset {graph.model.opset_imports['']}, and the device takes 21; a graph "
+                          f"of {SETTLED} or newer means the same there. Export it again with a newer opset.")
+    if standard:
+        make_standard(graph)
+    return graph
+
+
+def _built(config: transformers.PretrainedConfig, load: Callable[[], transformers.PreTrainedModel], source: Source,
+           context: int, standard: bool) -> BaseGraph:
     import mobius
 
     known = config.model_type in mobius.registry and not misread(config, context)
@@ -78,8 +100,6 @@ def build_graph(config: transformers.PretrainedConfig, load: Callable[[], transf
         graph = _from_trace(load(), source)
         if standard:
             make_standard(graph)
-    _share(graph)
-    _cut_rotary_tables(graph.model, context)
     return graph
 
 

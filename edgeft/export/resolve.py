@@ -43,6 +43,7 @@ class Job:
     head: Head | None = None  # the classification head that the artifact brings
     compression: Compression | None = None  # of what was given, where `artifact` is a LoRA made of it
     scale: float = 1.0  # how much of a merged change is folded in
+    graph: Path | None = None  # an ONNX file of the base that others made
 
     @property
     def source(self) -> Path:
@@ -78,7 +79,7 @@ class Job:
 
 def resolve(source: Path, device: Device, host: Host, *, merge: bool = False, base: str | None = None,
             quant: str | Quant | None = None, name: str | None = None, task: str | None = None, rank: int = 0,
-            scale: float = 1.0) -> Job:
+            scale: float = 1.0, graph: Path | None = None) -> Job:
     """Everything that can be refused before any work is done; a `rank` compresses what was learned to an adapter."""
     artifact = read_artifact(source)
     stored = quant if isinstance(quant, Quant) else device.graph.grid(quant)
@@ -87,6 +88,9 @@ def resolve(source: Path, device: Device, host: Host, *, merge: bool = False, ba
                          f"{', '.join(device.quants())}.")
     learned = None if rank else _understood(artifact, host)
     opened = open_base(base_name(artifact, base) if rank else _base_name(artifact, base))
+    if graph is not None and opened.encodes:
+        raise UsageError(f"--graph {graph}: is for decoders, and {opened.name} is an encoder "
+                         f"({opened.config.model_type}).")
     if (rank or artifact.kind != "model") and artifact.base_fingerprint not in ("", opened.fingerprint):
         changed = not base or base == artifact.base
         faults = Faults(f"{source}: its base {opened.name} was changed on disk since" if changed else
@@ -121,7 +125,7 @@ def resolve(source: Path, device: Device, host: Host, *, merge: bool = False, ba
         share = "" if scale == 1 else f" {scale}"
         fingerprint = hashlib.sha256((fingerprint + _digest(learned) + share).encode()).hexdigest()
     return Job(opened, learned, artifact, device, stored, merge, chosen, fingerprint,
-               min(device.graph.context, opened.context), head, compression, scale)
+               min(device.graph.context, opened.context), head, compression, scale, graph)
 
 
 def _understood(artifact: Artifact, host: Host) -> Learned | None:

@@ -59,6 +59,11 @@ class Source(Mapping[str, Array]):
             torn = set()
         self.torn = {name: tied[name] for name in torn if tied[name] in weights}
 
+    @property
+    def stored(self) -> Weights:
+        """The tensors as the folder holds them, without what is merged in."""
+        return self._weights
+
     def _still_tied(self, name: str, source: str) -> bool:
         assert self._merge is not None
         stored = self._weights[source]
