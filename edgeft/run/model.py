@@ -143,6 +143,8 @@ class Model:
             text = prompt if raw else self.prompt_format(adapters).apply(prompt, self.render, task)
         elif self.render is None:
             raise EdgeftError(f"{self.bundle.folder}: has no chat template; give the prompt as text.")
+        elif not (prompt and all(isinstance(item.get(key), str) for item in prompt for key in ("role", "content"))):
+            raise UsageError("Each message needs a role and a content, both text.")
         else:
             text = self.render([dict(message) for message in prompt], True)
         if len(text) > LONGEST * self.context:

@@ -31,10 +31,10 @@ def explain(lanes: Lanes | GrowingLanes, row: int) -> str:
 def _place(bundle: Bundle, lanes: Lanes | GrowingLanes, row: int) -> str:
     names = layer_names(bundle, len(lanes.graphs.layers))
     for layer, parts in enumerate(_held(lanes, row)):
-        broken = [part for part in ("key", "value") if not np.isfinite(parts[part]).all()]
+        broken = [f"{part}s" for part in ("key", "value") if not np.isfinite(parts[part]).all()]
         if broken:
             before = f"finite up to those of {names[layer - 1]}" if layer else "the first ones there are"
-            return f"it began in the {' and '.join(broken)}s of {names[layer]} ({before})"
+            return f"it began in the {' and '.join(broken)} of {names[layer]} ({before})"
     return f"all keys and values are finite, so it began behind those of the last layer, {names[-1]}, or in the head"
 
 
