@@ -177,3 +177,20 @@ def test_a_full_context_is_said(bundle: Path) -> None:
     done = edgeft("run", bundle, "--prompt", "cat " * 60, "--adapter", "none", "--max-tokens", 9999, "--json")
     assert (json.loads(done.stdout)["finish"] == "context") == ("context of" in done.stderr)
     assert json.loads(done.stdout)["finish"] == "context"
+
+
+def test_a_provider_that_is_not_there_is_refused(bundle: Path, kinds: dict[str, Path],
+                                                 monkeypatch: pytest.MonkeyPatch) -> None:
+    import onnxruntime as ort
+
+    assert open_model(bundle, kinds)
+    monkeypatch.setattr(ort, "get_available_providers", lambda: ["AzureExecutionProvider"])
+    with pytest.raises(EdgeftError, match="CPUExecutionProvider"):
+        open_model(bundle, kinds)
+
+
+def test_turns_that_no_longer_fit_are_said(bundle: Path) -> None:
+    done = edgeft("chat", bundle, "--adapter", "none", "--max-tokens", 4, input="cat dog bird house tree " * 5 + "\n" +
+                  "the red cat runs a tree and sees a dog\n" * 8)
+    assert "oldest turns no longer fit" in done.stderr
+    assert "oldest" not in edgeft("chat", bundle, "--adapter", "none", "--max-tokens", 4, input="a\n").stderr
