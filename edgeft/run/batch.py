@@ -222,8 +222,8 @@ class Batch:
                 drafting.costs.learn(1, time.perf_counter() - start)
             return self._taken(request, [self._next_of(request, last)])
         logits = lanes.feed(0, [request.tokens[-1], *draft], keep=0)
-        self._sound(request, logits)
         right = next((place for place, token in enumerate(draft) if logits[place].argmax() != token), len(draft))
+        self._sound(request, logits[: right + 1])
         lanes.rewind(0, before + 1 + right)
         if drafting:
             drafting.learn(len(draft), right, time.perf_counter() - start)

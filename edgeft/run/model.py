@@ -205,7 +205,10 @@ class Model:
         with closing(self.engine.run(requests)) as events:
             for request, piece in events:
                 if isinstance(piece, Exception):
-                    raise piece
+                    try:
+                        raise piece
+                    finally:
+                        del piece  # held by a frame of its own traceback, it would keep an adapter's file open
                 yield request, piece
 
     def classify(self, text: str | Sequence[str], *,

@@ -20,6 +20,8 @@ from edgeft.contract.errors import EdgeftError, UsageError
 from edgeft.contract.tensors import TensorFile, write_tensors
 from edgeft.run import Generation, Model
 from edgeft.run.engine import whole
+from edgeft.run.request import Request
+from edgeft.run.sampling import Sampler
 from edgeft.run.unsound import layer_names
 from tests.conftest import edgeft
 from tests.run.conftest import PROMPTS, open_model, random_lora
@@ -322,9 +324,8 @@ def _zeros(tensors: dict[str, np.ndarray]) -> None:
 
 
 REFUSALS: dict[str, tuple[str, Callable[[Model], object]]] = {
-    "no prompt": ("is empty", lambda model: model.generate("", adapters={}, raw=True)
-                  if not model.encode("", {}, raw=True) else model._check_fits(model.requests([""], [{}])[0].__class__(
-                      [], {}, model.requests(["a"], [{}])[0].sampler, model.tokenizer, model.eos, model.context))),
+    "no prompt": ("is empty", lambda model: model._check_fits(
+        Request([], {}, Sampler(), model.tokenizer, model.eos, model.context))),
     "too long": ("no room is left", _long),
     "far too long": ("characters a token", _endless),
     "no token": ("max_tokens", lambda model: model.generate("a", max_tokens=0)),
