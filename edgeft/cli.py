@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from edgeft import __version__, plugins
 from edgeft.budget_command import budget_options, read_budget
 from edgeft.compare_command import asks_to_compare, compare_command, compare_options
 from edgeft.contract.errors import EdgeftError, UsageError, did_you_mean
+from edgeft.contract.events import event, log_as, logs_json
 from edgeft.contract.files import refuse_existing
 from edgeft.fit_command import fit_command
 from edgeft.genai_command import genai_command
@@ -223,23 +225,32 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # OpenMP's threads spin while they wait; without a bound, another program on the machine costs a factor of ten
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     try:
+        log_as()
         code = cli.main(args=arguments, prog_name="edgeft", standalone_mode=False)
     except EdgeftError as error:
         if first_to_fail():
-            click.echo(f"edgeft: {error}", err=True)
+            _tell("failed", error.exit_code, f"edgeft: {error}", reason=str(error))
         code = error.exit_code
     except click.ClickException as error:
         if first_to_fail():
-            error.show()
+            error.show() if not logs_json() else _tell("failed", error.exit_code, "", reason=error.format_message())
         code = error.exit_code
     except (click.Abort, KeyboardInterrupt):
         if is_main():
-            click.echo("\nstopped", err=True)
+            _tell("stopped", 130, "\nstopped")
         code = 130
     except BrokenPipeError:  # `edgeft run ... | head`
         sys.stderr.close()
         code = 0
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _tell(name: str, code: int, message: str, **fields: Any) -> None:
+    """How the program ends, for a person or for the log."""
+    if logs_json():
+        event(name, level=logging.ERROR, exit_code=code, **fields)
+    else:
+        click.echo(message, err=True)
 
 
 if __name__ == "__main__":

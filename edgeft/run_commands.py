@@ -8,9 +8,15 @@ from typing import Any
 
 import click
 
-from edgeft.contract.errors import UsageError
+from edgeft.contract.errors import EdgeftError, UsageError
+from edgeft.contract.events import FORMATS, log_as, warn
 from edgeft.listings import print_json
 from edgeft.train_command import FOLDER
+
+LOG = click.option("--log", type=click.Choice(FORMATS), expose_value=False, is_eager=True,
+                   callback=lambda _, __, form: log_as(form), help="json: one line an event, on stderr. [EDGEFT_LOG]")
+TIMEOUT = click.option("--timeout", type=click.FloatRange(0, min_open=True), metavar="SECONDS",
+                       help="End an answer after so long.")
 
 
 @click.command("run")
@@ -19,6 +25,7 @@ from edgeft.train_command import FOLDER
 @click.option("--adapter", multiple=True, metavar="NAME[:SCALE]", help="Repeat to stack; none: the bare base.")
 @click.option("--task", help="Whose prompt template to use, where the adapter has several.")
 @click.option("--max-tokens", default=128, show_default=True, type=click.IntRange(1))
+@TIMEOUT
 @click.option("--temperature", type=click.FloatRange(0), help="0 is greedy. [the base's generation config]")
 @click.option("--top-k", type=click.IntRange(0), help="Draw from the k likeliest tokens; 0: from all.")
 @click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), help="Draw from the likeliest with this mass.")
@@ -34,10 +41,12 @@ from edgeft.train_command import FOLDER
 @click.option("--provider", metavar="NAME", help="Another execution provider. [the device file's]")
 @click.option("--memory", type=click.IntRange(1), metavar="MIB", help="What the process may take. [the device file's]")
 @click.option("--json", "as_json", is_flag=True)
+@LOG
 def run_command(bundle: Path, prompt: str, adapter: tuple[str, ...], as_json: bool, threads: int | None,
                 memory: int | None, provider: str | None, **sampling: Any) -> None:
     """Answer one prompt."""
     from edgeft.run import load
+    from edgeft.run.chat import show
     from edgeft.run.constrain import read_options
 
     wanted = adapters_option(adapter)
@@ -49,19 +58,22 @@ def run_command(bundle: Path, prompt: str, adapter: tuple[str, ...], as_json: bo
         return
     sampling |= read_options(model, sampling)
     if as_json:
-        print_json(model.generate(text, adapters=wanted, **sampling).to_json())
-        return
-    for piece in model.stream(text, adapters=wanted, **sampling):
-        click.echo(piece, nl=False)
-        sys.stdout.flush()
-    click.echo()
+        answer = model.generate(text, adapters=wanted, **sampling)
+        print_json(answer.to_json())
+    else:
+        answer = show(model.stream(text, adapters=wanted, **sampling))
+    if answer.finish == "timeout":
+        raise EdgeftError(f"The answer was ended after {sampling['timeout']:g} s (--timeout), with "
+                          f"{len(answer.tokens)} of up to {sampling['max_tokens']} tokens.")
+    if answer.finish == "context":
+        warn("context_full", f"note: the answer ends because the context of {model.context} tokens is full")
 
 
 def _classify(model: Any, text: str, wanted: dict[str, float] | None, as_json: bool) -> None:
     from edgeft.run.classify import answer
 
     context = click.get_current_context()
-    others = ("bundle", "prompt", "adapter", "as_json", "threads", "memory", "provider")
+    others = ("bundle", "prompt", "log", "adapter", "as_json", "threads", "memory", "provider")
     sampling = [name for name in context.params if name not in others
                 and context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE]
     if sampling:
@@ -78,11 +90,13 @@ def _classify(model: Any, text: str, wanted: dict[str, float] | None, as_json: b
 @click.option("--system", help="A system message.")
 @click.option("--task", help="Whose prompt template to use, where the adapter has several.")
 @click.option("--max-tokens", default=256, show_default=True, type=click.IntRange(1))
+@TIMEOUT
 @click.option("--temperature", type=click.FloatRange(0))
 @click.option("--seed", type=click.IntRange(0))
 @click.option("--json-schema", type=FOLDER, metavar="FILE", help="Every answer in JSON that keeps to this schema.")
 @click.option("--grammar", type=FOLDER, metavar="FILE", help="Every answer in the language of this Lark grammar.")
 @click.option("--memory", type=click.IntRange(1), metavar="MIB", help="What the process may take. [the device file's]")
+@LOG
 def chat_command(bundle: Path, adapter: tuple[str, ...], system: str | None, memory: int | None,
                  **sampling: Any) -> None:
     """Talk with a bundle; /help lists what else can be typed."""

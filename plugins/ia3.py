@@ -53,10 +53,15 @@ class Ia3(Method[Ia3Options]):
         if options.target_modules:  # PEFT would add its own, and then not load what it saved
             given.setdefault("feedforward_modules", [])
         try:
-            return get_peft_model(base, IA3Config(**given, **self.peft_task(model)))
+            tuned = get_peft_model(base, IA3Config(**given, **self.peft_task(model)))
         except ValueError as error:
             raise CannotLower(f"ia3: {str(error).splitlines()[0]}", "Name layers of this base with "
                               "--target-modules.") from None
+        adapted = [name.removeprefix("base_model.model.") for name, layer in tuned.named_modules()
+                   if "default" in getattr(layer, "ia3_l", {})]
+        for option in ("target_modules", "feedforward_modules"):
+            self.check_named(option, getattr(options, option), adapted)
+        return tuned
 
     def collect(self, model: nn.Module) -> dict[str, Any]:
         from peft import get_peft_model_state_dict

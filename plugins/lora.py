@@ -74,6 +74,13 @@ class Lora(Method[LoraOptions]):
             tuned: Any = get_peft_model(model, LoraConfig(**given, **self.peft_task(model)))
         except ValueError as error:
             raise CannotLower(f"lora: {str(error).splitlines()[0]}", _linears(model)) from None
+        adapted = [name.removeprefix("base_model.model.") for name, layer in tuned.named_modules()
+                   if hasattr(layer, "lora_A")]
+        for option in () if pattern else ("target_modules",):  # PEFT is content if one of them is there
+            self.check_named(option, targets, adapted)
+        for option in ("rank_pattern", "alpha_pattern"):
+            self.check_named(option, getattr(options, option), adapted)
+        self.check_named("layers_to_transform", [rf".*\.{layer}\..*" for layer in options.layers_to_transform], adapted)
         if init in _TAKES_FROM_BASE:
             if init == "olora" and any(layer.fan_in_fan_out for _, layer, _, _ in _pairs(tuned)):
                 raise CannotLower("lora: olora takes weights stored as [in, out] (gpt2) for [out, in] in PEFT",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
@@ -42,6 +43,14 @@ class Method(ABC, Generic[OptionsT]):
         """What a PEFT config says of the model's task, for `attach`: task_type, and a classifier's new modules."""
         new = getattr(model, "new_modules", None)
         return {"task_type": "CAUSAL_LM"} if new is None else {"task_type": "SEQ_CLS", "modules_to_save": list(new)}
+
+    def check_named(self, option: str, names: Collection[str], modules: Collection[str]) -> None:
+        """CannotLower, unless each name, or regular expression, is the end of some module's name, as PEFT takes it."""
+        lost = [name for name in names
+                if not any(re.fullmatch(rf"(.*\.)?({name})", module) for module in modules)]
+        if lost:
+            raise CannotLower(f"{self.name}: {option} names what no layer of this base is called: {', '.join(lost)}",
+                              f"Layers here: {', '.join(sorted({module.rpartition('.')[2] for module in modules}))}.")
 
     def finish(self, model: nn.Module) -> None:
         """Training has ended: turn the attached model, in place, into what is saved. By default it is that already."""

@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 
 from edgeft.contract.bundle import Bundle
-from edgeft.contract.errors import Faults
+from edgeft.contract.errors import EdgeftError, Faults
 from edgeft.contract.prompt import PromptFormat
 from edgeft.contract.tensors import TensorFile
 
 PREFIX = re.compile(r"prefix\.(0|[1-9]\d{0,4})\.(key|value)")
 Prefix = Mapping[int, tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]]  # layer -> (k, v) [kv_heads, n, head_dim]
+Stamp = tuple[int, int, int, int]  # device, inode, size, time of the last change in ns
 _serials = itertools.count()
 _checks = ThreadPoolExecutor(1, "adapter-check")  # hashing leaves the interpreter free to pack meanwhile
 
@@ -31,7 +32,16 @@ class Adapter:
     name: str
     tensors: TensorFile
     checked: Future[None]  # of every byte; what the tensors hold is used only when it has ended well
+    stamp: Stamp | None = None  # of the file when it was opened
     serial: int = field(default_factory=lambda: next(_serials))  # a name may come back with another file
+
+    def altered(self) -> EdgeftError | None:
+        """What to say if the file that is open was written to since: what is mapped is no longer what was checked."""
+        now = _stamp(self.tensors.path)
+        if now is None or self.stamp is None or now[:2] != self.stamp[:2] or now == self.stamp:
+            return None  # as it was, or gone, or another file under its name: the one that is open is whole
+        return EdgeftError(f"{self.tensors.path.name}: was written to while it was in use. Put a new file beside it "
+                           "and rename it over the old one, then unload the adapter and load it again.")
 
     @property
     def prompt(self) -> PromptFormat:
@@ -84,7 +94,7 @@ def open_adapter(name: str, path: Path, bundle: Bundle) -> Adapter:
 
     Its bytes are checked meanwhile: `checked.result()` waits for that and raises an EdgeftError of its own.
     """
-    tensors = TensorFile(path)
+    stamp, tensors = _stamp(path), TensorFile(path)
     faults = Faults(f"{path.name}: cannot be loaded into bundle '{bundle.folder.name}'")
     found = tensors.metadata.get("base_fingerprint", "")
     if found != bundle.fingerprint:
@@ -104,7 +114,16 @@ def open_adapter(name: str, path: Path, bundle: Bundle) -> Adapter:
         else:
             faults.add(f"{key}: the bundle has no such slot")
     faults.raise_if_any(_AGAIN)
-    return Adapter(name, tensors, _checks.submit(_check_bytes, tensors, bundle))
+    return Adapter(name, tensors, _checks.submit(_check_bytes, tensors, bundle), stamp)
+
+
+def _stamp(path: Path) -> Stamp | None:
+    """By what one tells that a file is another, or was written to; None where there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 _AGAIN = "Train it on this base, or export the bundle again from the base it was trained on."

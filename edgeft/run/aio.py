@@ -55,7 +55,10 @@ async def events(model: Model, prompt: Any, adapters: Any, options: dict[str, An
         while True:
             piece = await inbox.get()
             if isinstance(piece, Exception):
-                raise piece
+                try:
+                    raise piece
+                finally:
+                    del piece  # as in Model._run
             yield piece
             if isinstance(piece, Generation):
                 return

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgeft.contract.errors import EdgeftError
+from edgeft.contract.events import event
 
 from .growing import GrowingLanes
 from .lanes import Lanes
@@ -18,6 +19,7 @@ from .lookup import Habits
 from .prefixes import Prefixes
 from .request import Generation, Request
 from .shelf import Shelf
+from .unsound import explain, finite
 
 if TYPE_CHECKING:
     from .constrain import Constraint
@@ -51,7 +53,7 @@ class Batch:
 
     def step(self) -> list[Event]:
         """One pass; returns pieces of text, and answers of those that have ended."""
-        events = self._drop_cancelled()
+        events = self._drop_ended()
         if self._admits():
             events += self._admit()
         if self.feeding is not None:
@@ -106,6 +108,8 @@ class Batch:
             return self._refuse(request, error)
         self.feeding, self._fed = self._call(), 0
         request.start()
+        event("request_begun", request=request.serial, adapters=request.adapters, prompt_tokens=len(request.prompt),
+              max_tokens=request.max_tokens, running=len(self.running) + 1)
         if self.prefixes is not None:
             self._fed = request.reused = self.prefixes.restore(self._lanes, row, self._lanes.key(row), request.prompt)
         return []
@@ -130,6 +134,8 @@ class Batch:
             for request in together:
                 lanes.join(request.used, request.capacity)
                 request.start()
+                event("request_begun", request=request.serial, adapters=request.adapters,
+                      prompt_tokens=len(request.prompt), max_tokens=request.max_tokens, running=lanes.rows)
             logits = list(lanes.prefill([request.prompt for request in together]))
         except EdgeftError as error:
             self._close()
@@ -154,7 +160,7 @@ class Batch:
             return []
         self.feeding = None
         self.running.append(request)
-        if self.prefixes is not None and request.reused < len(request.prompt) - 1:
+        if self.prefixes is not None and request.reused < len(request.prompt) - 1 and finite(logits[-1]):
             self.prefixes.keep(lanes, row, lanes.key(row), request.prompt)
         return self._take([logits[-1]], [request])
 
@@ -207,16 +213,17 @@ class Batch:
         request.passes, start = request.passes + 1, time.perf_counter()
         if pieces:
             last = lanes.feed(0, request.tokens[-1 - len(pieces) :])[-1]
-            return self._taken(request, [*pieces, request.take(last)])
+            return self._taken(request, [*pieces, self._next_of(request, last)])
         drafting = self.drafting.of(request.adapters) if request.drafts is not None else None
         draft = drafting.draft(request.drafts, room) if drafting and request.drafts and room > 0 else []
         if not draft:
             last = lanes.step(request.tokens[-1:])[0]
             if drafting:
                 drafting.costs.learn(1, time.perf_counter() - start)
-            return self._taken(request, [request.take(last)])
+            return self._taken(request, [self._next_of(request, last)])
         logits = lanes.feed(0, [request.tokens[-1], *draft], keep=0)
         right = next((place for place, token in enumerate(draft) if logits[place].argmax() != token), len(draft))
+        self._sound(request, logits[: right + 1])
         lanes.rewind(0, before + 1 + right)
         if drafting:
             drafting.learn(len(draft), right, time.perf_counter() - start)
@@ -230,6 +237,17 @@ class Batch:
             if request.finish:
                 return pieces
         return [*pieces, request.take(logits)]
+
+    def _next_of(self, request: Request, logits: np.ndarray[Any, Any]) -> str:
+        """A running request chooses its next token from sound logits [vocabulary]."""
+        self._sound(request, logits)
+        return request.take(logits)
+
+    def _sound(self, request: Request, logits: np.ndarray[Any, Any]) -> None:
+        """EdgeftError that names the layer, unless a running request's logits are finite."""
+        if not finite(logits):
+            assert self._lanes is not None
+            raise EdgeftError(explain(self._lanes, self.running.index(request)))
 
     def _forced(self, request: Request, constraint: Constraint, room: int) -> list[str]:
         """Accept what the grammar leaves no choice about."""
@@ -245,7 +263,7 @@ class Batch:
         events: list[Event] = []
         for request, row in zip(list(requests or self.running), logits, strict=True):
             try:
-                events += self._taken(request, [request.take(row)])
+                events += self._taken(request, [self._next_of(request, row)])
             except EdgeftError as error:
                 events += self._failed(request, error)
         return events
@@ -287,12 +305,15 @@ class Batch:
         while not self._arrived.empty():
             self.waiting.append(self._arrived.get())
 
-    def _drop_cancelled(self) -> list[Event]:
+    def _drop_ended(self) -> list[Event]:
+        """Take out what was cancelled, and what has had its time."""
         self._arrive()
-        events: list[Event] = []
+        now, events = time.perf_counter(), list[Event]()
+        for request in (*self.waiting, *self.running, *([self.feeding] if self.feeding else [])):
+            request.expire(now)
         events += [(self._call(request), request.result()) for request in list(self.waiting) if request.finish]
         for request in [request for request in self.running if request.finish]:
-            events += self._taken(request, [])
+            events += self._taken(request, [request.rest()])
         if self.feeding is not None and self.feeding.finish and self._lanes is not None:
             self._lanes.leave(len(self.running))
             events.append((self.feeding, self.feeding.result()))

@@ -8,6 +8,7 @@ from collections.abc import Callable, Hashable
 from typing import Any
 
 from edgeft.contract.errors import EdgeftError
+from edgeft.contract.events import event
 
 MIB = 1 << 20
 
@@ -94,4 +95,6 @@ class Budget:
             if self._bytes <= most:
                 return
             if not self._pins.get(key):
-                self._bytes -= self._kept.pop(key)[1]
+                size = self._kept.pop(key)[1]
+                self._bytes -= size
+                event("eviction", what=str(key[0]) if isinstance(key, tuple) else str(key), mib=round(size / MIB, 3))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,14 @@ from edgeft.contract.errors import EdgeftError
 from .classify import check_generates
 from .constrain import read_options
 from .model import Model
+from .request import Generation
 
 HELP = """/adapter NAME[:SCALE] ...  use these adapters; /adapter none for the bare base
 /adapters                  what the bundle has
 /task NAME                 phrase prompts by this task's template
 /reset                     forget the conversation
-/quit                      leave (or Ctrl-D)"""
+/quit                      leave (or Ctrl-D); Ctrl-C ends an answer"""
+ENDS = {"timeout": "[the answer was ended: its time is over]", "context": "[the context is full]"}
 
 
 def chat(bundle: Path, adapters: Mapping[str, float] | None, system: str | None, sampling: dict[str, Any],
@@ -40,8 +42,26 @@ def chat(bundle: Path, adapters: Mapping[str, float] | None, system: str | None,
             continue
         try:
             talk.turn(line.strip())
+        except KeyboardInterrupt:
+            if not interactive:
+                raise
+            print("\n[stopped]", file=sys.stderr)  # the answer, not the conversation
         except EdgeftError as error:  # a turn that fails is no reason to lose the conversation
             print(error, file=sys.stderr)
+
+
+def show(pieces: Generator[str, None, Generation], heard: list[str] | None = None) -> Generation:
+    """Write an answer to stdout as it comes, and a line's end behind it; `heard` gets the pieces."""
+    try:
+        while True:
+            piece = next(pieces)
+            if heard is not None:
+                heard.append(piece)
+            print(piece, end="", flush=True)
+    except StopIteration as ended:
+        print(flush=True)
+        answer: Generation = ended.value
+        return answer
 
 
 class Conversation:
@@ -106,12 +126,11 @@ class Conversation:
         else:
             self.messages.append({"role": "user", "content": line})
             prompt = self._fitting()
-        pieces = []
+        pieces: list[str] = []
         try:
-            for piece in self.model.stream(prompt, adapters=self.adapters, **self.sampling):
-                pieces.append(piece)
-                print(piece, end="", flush=True)
-            print()
+            answer = show(self.model.stream(prompt, adapters=self.adapters, **self.sampling), pieces)
+            if answer.finish in ENDS:
+                print(ENDS[answer.finish], file=sys.stderr)
         finally:
             if self.templated:
                 self.messages.append({"role": "assistant", "content": "".join(pieces)})

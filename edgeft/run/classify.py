@@ -66,6 +66,9 @@ class Answer:
         return "\n".join(f"{label.ljust(width)}  {score:6.1%}" for label, score in self.scores[:most])
 
 
+BROKEN = "The model's output is not a number (NaN or infinite): the bundle or an adapter is broken."
+
+
 def head_of(model: Model, adapters: Mapping[str, float]) -> Head | None:
     """The head that a request uses: its adapter's, else the bundle's own; None if there is none."""
     found = {name: head for name in adapters if (head := read_head(model.shelf.load(name).tensors, _width(model)))}
@@ -118,6 +121,8 @@ def answer(model: Model, texts: Sequence[str], adapters: Rows) -> list[Answer]:
         seconds = (time.perf_counter() - start) / len(places)
         for row, place in enumerate(places):
             head, vector = heads[place], vectors[row]
+            if not np.isfinite(vector).all():
+                raise EdgeftError(BROKEN)
             scores = _scores(head, hidden[row : row + 1], counts[row : row + 1]) if head else []
             answers[place] = Answer(scores, vector / max(float(np.linalg.norm(vector)), 1e-12), rows[place],
                                     encoded[place][1], dict(adapters[place]), seconds)
@@ -224,7 +229,7 @@ def _passes(model: Model, rows: Sequence[list[int]],
 def _scores(head: Head, hidden: np.ndarray[Any, Any], counts: Sequence[int]) -> list[tuple[str, float]]:
     logits = head.logits(pool(hidden, counts, head.pooling))[0].astype(np.float64)
     if not np.isfinite(logits).all():
-        raise EdgeftError("The model's output is not a number: the bundle or an adapter is broken.")
+        raise EdgeftError(BROKEN)
     shares = np.exp(logits - logits.max())
     shares /= shares.sum()
     return [(head.labels[index], float(shares[index])) for index in np.argsort(-shares, kind="stable")]

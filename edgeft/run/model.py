@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+import time
+from collections.abc import AsyncIterator, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import cached_property
 from pathlib import Path
@@ -15,8 +16,10 @@ from edgeft.contract.bundle import check_runnable, read_bundle
 from edgeft.contract.chat import read_chat_template
 from edgeft.contract.data import encode_text
 from edgeft.contract.errors import EdgeftError, UsageError
+from edgeft.contract.events import event
 from edgeft.contract.memory import rss_mib
 from edgeft.contract.prompt import PromptFormat
+from edgeft.contract.shown import faithful
 
 from . import classify as classes
 from .adapters import Adapter, length_of
@@ -28,7 +31,7 @@ from .growing import GrowingLanes
 from .lanes import Lanes
 from .prefixes import Prefixes
 from .provider import Wanted
-from .request import Generation, Request
+from .request import Generation, Request, deadline_of
 from .sampling import Sampler
 from .session import Graphs
 from .shelf import Shelf
@@ -40,6 +43,7 @@ Adapters = Mapping[str, float]
 Messages = Sequence[Mapping[str, str]]
 
 
+LONGEST = 512  # characters a token of the context: a prompt beyond cannot fit, and tokenizing it takes memory and time
 RUNTIME = 60 * MIB  # what onnxruntime and tokenizers still take after loading
 
 
@@ -56,15 +60,18 @@ class Model:
     def __init__(self, bundle: str | Path, *, threads: int | None = None, memory: int | None = None,
                  lookup: bool | None = None, keep_prompts: int = 64, several: bool = False,
                  provider: Wanted = None) -> None:
-        before = rss_mib() * MIB
+        before, began = rss_mib() * MIB, time.perf_counter()
         self.bundle = read_bundle(Path(bundle))
         check_runnable(self.bundle)
         self.bundle.check_files(whole=False)
         try:
             self.tokenizer: Tokenizer = Tokenizer.from_file(str(self.bundle.folder / "tokenizer.json"))
+            self.tokenizer.no_truncation()  # some files keep what they were last called with: it would cut prompts
+            self.tokenizer.no_padding()
         except Exception as error:  # tokenizers raises bare Exceptions
             raise EdgeftError(f"{self.bundle.folder}: its tokenizer.json cannot be read ({error})") from None
-        self.render = read_chat_template(self.bundle.folder)
+        template = read_chat_template(self.bundle.folder)
+        self.render = faithful(template) if template else None
         self.graphs = Graphs(self.bundle, threads, several=several, provider=provider)
         self.budget = Budget(self._limit(memory), int(before) + RUNTIME + self.graphs.weight_bytes)
         self.graphs.frugal = self.budget.limit < self.budget.fixed + 2 * self.graphs.weight_bytes + RUNTIME
@@ -77,6 +84,9 @@ class Model:
         self.eos = frozenset(generation.get("eos", []))
         self.defaults = {key: generation[key] for key in ("temperature", "top_k", "top_p", "min_p",
                                                           "repetition_penalty") if generation.get(key) is not None}
+        event("load", bundle=str(bundle), base=self.bundle.fingerprint, quant=self.bundle.manifest["quant"]["kind"],
+              threads=self.threads, prepared=self.graphs.prepared is not None, adapters=len(self.bundle.adapters),
+              limit_mib=self.budget.limit // MIB, seconds=round(time.perf_counter() - began, 3))
 
     def _limit(self, memory: int | None) -> int:
         """Bytes that the process may take: as it was told, else what the device file gives a bundle."""
@@ -137,23 +147,37 @@ class Model:
             text = prompt if raw else self.prompt_format(adapters).apply(prompt, self.render, task)
         elif self.render is None:
             raise EdgeftError(f"{self.bundle.folder}: has no chat template; give the prompt as text.")
+        elif not (prompt and all(isinstance(item.get(key), str) for item in prompt for key in ("role", "content"))):
+            raise UsageError("Each message needs a role and a content, both text.")
         else:
             text = self.render([dict(message) for message in prompt], True)
+        if len(text) > LONGEST * self.context:
+            raise EdgeftError(f"The prompt has {len(text):,} characters, and the bundle's context is {self.context} "
+                              f"tokens: no more than {LONGEST} characters a token are read.")
         return encode_text(self.tokenizer, text)
 
     def generate(self, prompt: str | Messages, *, adapters: Adapters | None = None, **options: Any) -> Generation:
         """Answer one prompt.
 
-        options: task (whose prompt template to use), max_tokens=128, temperature, top_k, top_p, min_p,
-        repetition_penalty, seed, stop=(), raw=False, json_schema, grammar.
+        options: task (whose prompt template to use), max_tokens=128, timeout (seconds from this call on; the answer
+        ends there with finish "timeout"), temperature, top_k, top_p, min_p, repetition_penalty, seed, stop=(),
+        raw=False, json_schema, grammar.
         """
         return self.batch([prompt], adapters=[adapters], **options)[0]
 
-    def stream(self, prompt: str | Messages, *, adapters: Adapters | None = None, **options: Any) -> Iterator[str]:
-        """Answer one prompt, piece by piece as the text becomes known; options as in `generate`."""
+    def stream(self, prompt: str | Messages, *, adapters: Adapters | None = None,
+               **options: Any) -> Generator[str, None, Generation]:
+        """Answer one prompt, piece by piece as the text becomes known; options as in `generate`.
+
+        Closing it, or leaving its loop, ends the request; `yield from` gives the whole Generation.
+        """
+        whole = Generation()
         for _, piece in self._run(self.requests([prompt], [adapters], **options)):
-            if not isinstance(piece, Generation):
+            if isinstance(piece, Generation):
+                whole = piece
+            else:
                 yield piece
+        return whole
 
     def astream(self, prompt: str | Messages, *, adapters: Adapters | None = None,
                 **options: Any) -> AsyncIterator[str]:
@@ -185,7 +209,10 @@ class Model:
         with closing(self.engine.run(requests)) as events:
             for request, piece in events:
                 if isinstance(piece, Exception):
-                    raise piece
+                    try:
+                        raise piece
+                    finally:
+                        del piece  # held by a frame of its own traceback, it would keep an adapter's file open
                 yield request, piece
 
     def classify(self, text: str | Sequence[str], *,
@@ -206,12 +233,21 @@ class Model:
         wanted = [adapters] * count if adapters is None or isinstance(adapters, Mapping) else adapters
         return [self.adapters_for(item) for item in wanted]
 
-    def requests(self, prompts: Sequence[str | Messages], wanted: Sequence[Adapters | None], *, max_tokens: int = 128,
-                 stop: Sequence[str] | str = (), raw: bool = False, seed: int | None = None,
-                 task: str | Sequence[str | None] | None = None, lookup: bool | None = None,
-                 json_schema: Mapping[str, Any] | str | None = None, grammar: str | None = None,
-                 **sampling: Any) -> list[Request]:
+    def requests(self, prompts: Sequence[str | Messages], wanted: Sequence[Adapters | None],
+                 **options: Any) -> list[Request]:
         """Requests for the engine, checked; options as in `generate`."""
+        try:
+            return self._requests(prompts, wanted, **options)
+        except EdgeftError as error:
+            event("refusal", adapters=wanted, reason=str(error))
+            raise
+
+    def _requests(self, prompts: Sequence[str | Messages], wanted: Sequence[Adapters | None], *, max_tokens: int = 128,
+                  timeout: float | None = None, stop: Sequence[str] | str = (), raw: bool = False,
+                  seed: int | None = None, task: str | Sequence[str | None] | None = None, lookup: bool | None = None,
+                  json_schema: Mapping[str, Any] | str | None = None, grammar: str | None = None,
+                  **sampling: Any) -> list[Request]:
+        deadline = deadline_of(timeout, time.perf_counter())
         tasks = [task] * len(prompts) if task is None or isinstance(task, str) else list(task)
         if len(prompts) != len(wanted) or len(prompts) != len(tasks) or not prompts:
             raise UsageError(f"{len(prompts)} prompts, {len(wanted)} sets of adapters and {len(tasks)} tasks do not "
@@ -228,7 +264,7 @@ class Model:
                 self.encode(prompt, chosen, raw, name), chosen, _sampler(chosen_sampling, seed), self.tokenizer,
                 self.eos, self.context, [stop] if isinstance(stop, str) else list(stop), max_tokens,
                 language.start() if language else None, lookup=self.lookup if lookup is None else lookup,
-                soft=length_of(self.shelf.prefix(chosen))))
+                soft=length_of(self.shelf.prefix(chosen)), deadline=deadline))
         for request in made:
             self._check_fits(request)
         return made

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ import onnxruntime as ort
 
 from edgeft.contract.bundle import Bundle
 from edgeft.contract.errors import EdgeftError, Faults
+from edgeft.contract.events import warn
 from edgeft.contract.files import read_json, sha256
 
 FORMAT = 1
@@ -146,7 +146,7 @@ def find_prepared(bundle: Bundle) -> Prepared | None:
     if not os.access(bundle.folder, os.W_OK):
         _say_without(folder, why, "the folder cannot be written")
         return None
-    print(f"{folder}: cannot be used ({why}); prepared again, once", file=sys.stderr, flush=True)
+    warn("fallback", f"{folder}: cannot be used ({why}); prepared again, once", folder=str(folder), to="prepared again")
     from .prepare import prepare
 
     try:
@@ -158,8 +158,9 @@ def find_prepared(bundle: Bundle) -> Prepared | None:
 
 
 def _say_without(folder: Path, why: str, hindrance: str) -> None:
-    print(f"{folder}: cannot be used ({why}) nor made again ({hindrance}); the weights as exported take more memory. "
-          f"Run `edgeft install {folder.parent}` where it can be written.", file=sys.stderr, flush=True)
+    warn("fallback", f"{folder}: cannot be used ({why}) nor made again ({hindrance}); the weights as exported take "
+         f"more memory. Run `edgeft install {folder.parent}` where it can be written.",
+         folder=str(folder), to="as exported")
 
 
 def open_graph(bundle: Bundle, prepared: Prepared | None, file: str, settings: ort.SessionOptions,

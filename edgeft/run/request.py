@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tokenizers import Tokenizer
 
+from edgeft.contract.errors import UsageError
 from edgeft.contract.memory import peak_mib
 
 from .detokenize import Detokenizer
@@ -21,13 +24,16 @@ if TYPE_CHECKING:
     from .constrain import Constraint
 
 
+_serials = itertools.count(1)
+
+
 class Generation(str):
     """An answer: the text itself, with what it took beside it."""
 
     tokens: list[int]
     prompt_tokens: list[int]
     adapters: dict[str, float]
-    finish: str  # eos | stop | length | context | cancelled
+    finish: str  # eos | stop | length | context | cancelled | timeout
     seed: int | None
     prefill_seconds: float
     decode_seconds: float
@@ -64,11 +70,13 @@ class Request:
     constraint: Constraint | None = None
     lookup: bool = True  # whether drafts may be made from the tokens so far
     soft: int = 0  # tokens of the soft prompt
+    deadline: float = math.inf  # of time.perf_counter()
     tokens: list[int] = field(default_factory=list)
     text: str = ""
     finish: str = ""
     reused: int = 0
     passes: int = 0
+    serial: int = field(default_factory=lambda: next(_serials))  # its name in the log
 
     def __post_init__(self) -> None:
         self._decoder = Detokenizer(self.tokenizer)
@@ -128,6 +136,15 @@ class Request:
         """End it where it is."""
         self.finish = self.finish or "cancelled"
 
+    def expire(self, now: float) -> None:
+        """End it where it is if its time is over."""
+        if now >= self.deadline:
+            self.finish = self.finish or "timeout"
+
+    def rest(self) -> str:
+        """Text that was held back, of a request that was ended where it was."""
+        return self._certain()
+
     def _certain(self) -> str:
         if self.finish not in ("", "stop"):
             self.text += self._decoder.flush()
@@ -149,6 +166,15 @@ class Request:
         made.decode_seconds = time.perf_counter() - self._first
         made.reused_tokens, made.passes = self.reused, self.passes
         return made
+
+
+def deadline_of(timeout: float | None, began: float) -> float:
+    """When a request must have ended, in time.perf_counter(); UsageError for a time that cannot be."""
+    if timeout is None:
+        return math.inf
+    if not (isinstance(timeout, (int, float)) and 0 < timeout < math.inf):
+        raise UsageError(f"timeout must be a number of seconds above 0, found {timeout!r}.")
+    return began + timeout
 
 
 def _overlap(text: str, stops: Sequence[str]) -> int:

@@ -14,7 +14,8 @@ import numpy as np
 import onnxruntime as ort
 
 from edgeft.contract.bundle import Bundle
-from edgeft.contract.errors import UsageError
+from edgeft.contract.errors import EdgeftError, UsageError
+from edgeft.contract.events import event
 
 from . import packing
 from .adapters import Adapter, Prefix, open_adapter
@@ -87,8 +88,14 @@ class Shelf:
             if name in self._open:
                 self._open.move_to_end(name)
                 return self._open[name]
-            adapter = open_adapter(name, self._paths.get(name) or self.bundle.adapter_file(name), self.bundle)
+            path = self._paths.get(name) or self.bundle.adapter_file(name)
+            try:
+                adapter = open_adapter(name, path, self.bundle)
+            except EdgeftError as error:
+                event("adapter_refused", adapter=name, file=str(path), reason=str(error))
+                raise
             self._open[name] = adapter
+            event("adapter_opened", adapter=name, file=str(path))
             while len(self._open) > OPEN:
                 oldest = next((item for item in self._open if not self._users[item] and item != name), None)
                 if oldest is None:
@@ -98,11 +105,21 @@ class Shelf:
 
     def _proven(self, adapter: Adapter) -> Adapter:
         """The adapter, once its bytes are checked; EdgeftError if they are not what they should be."""
-        try:
-            adapter.checked.result()
-        except Exception:
-            self._forget(adapter.name)
-            raise
+        wrong = adapter.checked.exception()
+        if wrong is None:
+            return self._unaltered(adapter)
+        self._forget(adapter.name)
+        if not isinstance(wrong, EdgeftError):
+            raise wrong
+        event("adapter_refused", adapter=adapter.name, file=str(adapter.tensors.path), reason=str(wrong))
+        raise EdgeftError(str(wrong))  # one of its own: the check's would hold the file open, by way of its traceback
+
+    def _unaltered(self, adapter: Adapter) -> Adapter:
+        """The adapter; EdgeftError if its file was written to. It stays until it is unloaded: others may run on it."""
+        wrong = adapter.altered()
+        if wrong is not None:
+            event("adapter_refused", adapter=adapter.name, file=str(adapter.tensors.path), reason=str(wrong))
+            raise wrong
         return adapter
 
     def unload(self, name: str) -> None:
@@ -118,6 +135,7 @@ class Shelf:
     def _forget(self, name: str) -> None:
         adapter = self._open.pop(name, None)
         if adapter is not None:
+            event("adapter_closed", adapter=name)
             serial = adapter.serial
             self.budget.drop(lambda key: isinstance(key, tuple) and any(serial == part for part, _ in key[1]))
 
@@ -176,6 +194,8 @@ class Shelf:
         return key, made
 
     def _packed(self, mix: packing.Mix) -> Values:
+        for adapter, _ in mix:
+            self._unaltered(adapter)
         made = packing.own_matrices(self.groups, mix)
         for adapter, _ in mix:
             self._proven(adapter).tensors.release()  # it was copied, and need not stay in memory twice

@@ -18,6 +18,7 @@ from edgeft.contract.chat import chat_renderer
 from edgeft.contract.data import Render
 from edgeft.contract.errors import EdgeftError, UsageError
 from edgeft.contract.heads import max_tokens
+from edgeft.contract.shown import faithful
 from edgeft.contract.tensors import Weights, has_weights
 
 from .classify import check_config, load_classifier
@@ -114,5 +115,5 @@ def renderer(tokenizer: Any) -> Render | None:
     """The tokenizer's chat template in the same sandbox that the runner uses."""
     if not isinstance(getattr(tokenizer, "chat_template", None), str):
         return None
-    return chat_renderer(tokenizer.chat_template,
-                         {name: str(value) for name, value in tokenizer.special_tokens_map.items()})
+    return faithful(chat_renderer(tokenizer.chat_template,
+                                  {name: str(value) for name, value in tokenizer.special_tokens_map.items()}))
