@@ -55,8 +55,7 @@ def detect() -> str:
     arch = ARCHITECTURES.get(platform.machine().lower(), platform.machine().lower())
     _say(f"memory: {memory:,} MiB, of the system and of its control group the smaller; a bundle gets half")
     _say(f"threads: {threads}, physical cores that this process may use")
-    _say(f"bandwidth: {bandwidth} GB/s, the lower quartile of {TURNS} times to read {PROBE // MIB} MiB by {threads} thread(s) in "
-         "numpy")
+    _say(f"bandwidth: {bandwidth} GB/s, {threads} thread(s) reading {PROBE // MIB} MiB in numpy, lower quartile of {TURNS}")
     _say(f"int8_gops: {gops}, {threads} thread(s) times {factor:.2f} (onnxruntime's int8 over numpy's float32) times "
          f"{floats:.0f}, the best of {TURNS} products of {SIDE} by {SIDE}")
     names = ", ".join(f'"{name}"' for name in isa)
@@ -162,7 +161,7 @@ def _groups() -> list[Path]:
     """This process's control group and those above it, of either version."""
     found = [CGROUP, CGROUP / "memory", CGROUP / "cpu"]
     for line in _read(Path("/proc/self/cgroup")).splitlines():
-        _, kinds, path = (line.split(":", 2) + ["", ""])[:3]
+        _, kinds, path = [*line.split(":", 2), "", ""][:3]
         inside = Path(path.lstrip("/"))
         roots = [CGROUP / kind for kind in kinds.split(",") if kind in ("cpu", "memory")] if kinds else [CGROUP]
         found += [root / part for root in roots for part in (inside, *inside.parents)]

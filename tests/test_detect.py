@@ -42,7 +42,8 @@ def test_the_file_serves_fit(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(("text", "isa", "name"), [
-    (PI, ["neon", "dotprod", "fp16"], None), (N100, ["avx2", "fma", "f16c", "avx_vnni"], "Intel(R) N100"), ("", [], None)])
+    (PI, ["neon", "dotprod", "fp16"], None), (N100, ["avx2", "fma", "f16c", "avx_vnni"], "Intel(R) N100"),
+    ("", [], None)])
 def test_instructions_of_other_processors(monkeypatch, text, isa, name):
     monkeypatch.setattr(detect, "_read", lambda path: text if str(path) == "/proc/cpuinfo" else "")
     assert detect.instructions() == isa

@@ -68,7 +68,8 @@ def told(edgeft, *arguments):
 
 def test_what_it_tells(edgeft):
     found = told(edgeft, "starter", "--device", "cpu-x86_64")
-    assert {"fits", "peak_mib", "prefill_tokens_per_s", "decode_tokens_per_s", "parts", "installed_peak_mib"} <= found.keys()
+    assert {"fits", "peak_mib", "prefill_tokens_per_s", "decode_tokens_per_s", "parts",
+            "installed_peak_mib"} <= found.keys()
     assert found["fits"]
     assert found["ways"] == []
     assert sum(found["parts"].values()) == pytest.approx(found["peak_mib"], abs=0.5)

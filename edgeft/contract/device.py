@@ -20,7 +20,7 @@ QUANTS = ("fp32", "fp16", "int8", "int4")
 
 @dataclass(frozen=True)
 class Limits:
-    """Memory in MiB, bandwidth in GB/s (sustained reads, as decode sees it), int8 products in 10^9 operations a second."""
+    """Memory in MiB, bandwidth in GB/s (sustained reads, as decode sees it), int8 products in 10^9 operations/s."""
 
     memory_mib: int
     budget_mib: int

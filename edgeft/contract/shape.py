@@ -18,7 +18,7 @@ from .grid import Quant
 from .heads import ENCODERS, config_labels, max_tokens
 from .tensors import INDEX, TensorFile, Weights
 
-GATED = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "granite", "olmo2", "smollm3")  # alike in their layers
+GATED = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "granite", "olmo2", "smollm3")  # alike in layers
 TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # layers that read one input
 HEAD = "lm_head"
 
@@ -161,11 +161,13 @@ def _sorted(shapes: Mapping[str, tuple[int, ...]], vocabulary: int,
 
 def _together(linears: Mapping[str, tuple[int, int]]) -> list[SlotGroup]:
     """Layers that read one input are one product, as export makes them."""
-    groups: dict[tuple[str, object], list[str]] = {}
+    groups: dict[tuple[str, tuple[str, ...]], list[str]] = {}
     for module in linears:
         parent, _, last = module.rpartition(".")
-        kind = next((kind for kind in TOGETHER if last in kind), last)
+        kind = next((kind for kind in TOGETHER if last in kind), (last,))
         groups.setdefault((parent, kind), []).append(module)
+    for (_, kind), modules in groups.items():
+        modules.sort(key=lambda module: kind.index(module.rpartition(".")[2]))  # headers are in the alphabet's order
     return [SlotGroup(modules[0], tuple(modules), linears[modules[0]][0],
                       tuple(linears[module][1] for module in modules)) for modules in groups.values()]
 

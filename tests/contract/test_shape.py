@@ -22,7 +22,8 @@ def folder_of(path, config, tensors=None):
     path.mkdir()
     (path / "config.json").write_text(json.dumps(config))
     if tensors is not None:
-        write_tensors(path / "model.safetensors", {name: np.zeros(shape, np.float32) for name, shape in tensors.items()})
+        zeros = {name: np.zeros(shape, np.float32) for name, shape in tensors.items()}
+        write_tensors(path / "model.safetensors", zeros)
     return path
 
 
@@ -103,7 +104,7 @@ def test_a_bundle_tells_the_same_as_its_base(bundle):
 
 
 @pytest.mark.parametrize(("change", "said"), [
-    ({"hidden_size": None}, "has no hidden_size"), ({"hidden_size": "8"}, "hidden_size must be a positive whole number"),
+    ({"hidden_size": None}, "has no hidden_size"), ({"hidden_size": "8"}, "hidden_size must be a positive"),
     ({"num_hidden_layers": 0}, "num_hidden_layers must be"), ({"vocab_size": None}, "has no vocab_size"),
     ({"model_type": "gpt2"}, "holds no model.safetensors"), ({"intermediate_size": None}, "has no intermediate_size")])
 def test_a_config_that_says_too_little(tmp_path, change, said):
