@@ -55,7 +55,7 @@ def detect() -> str:
     arch = ARCHITECTURES.get(platform.machine().lower(), platform.machine().lower())
     _say(f"memory: {memory:,} MiB, of the system and of its control group the smaller; a bundle gets half")
     _say(f"threads: {threads}, physical cores that this process may use")
-    _say(f"bandwidth: {bandwidth} GB/s, {threads} thread(s) reading {PROBE // MIB} MiB in numpy, lower quartile of {TURNS}")
+    _say(f"bandwidth: {bandwidth} GB/s, {threads} thread(s) read {PROBE // MIB} MiB in numpy, a quartile of {TURNS}")
     _say(f"int8_gops: {gops}, {threads} thread(s) times {factor:.2f} (onnxruntime's int8 over numpy's float32) times "
          f"{floats:.0f}, the best of {TURNS} products of {SIDE} by {SIDE}")
     names = ", ".join(f'"{name}"' for name in isa)
