@@ -148,7 +148,9 @@ def measured(threads: int) -> tuple[float, float]:
 
     There numpy's products take one thread, whatever this process was told.
     """
-    one = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"), "1")
+    # no huge pages, which numpy asks for: the weights of a runtime seldom lie in them
+    one = {"NUMPY_MADVISE_HUGEPAGE": "0", **dict.fromkeys(
+        ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"), "1")}
     done = subprocess.run([sys.executable, "-c", MEASURE, str(threads), str(PROBE), str(SIDE), str(TURNS)],
                           capture_output=True, text=True, check=False, env={**os.environ, **one})
     if done.returncode:
