@@ -22,7 +22,7 @@ from edgeft.contract.slots import Array
 from .given_forms import Kinds
 from .given_inputs import give_contract
 from .graph import BaseGraph, Origin
-from .match import TOLERANCES, Match, Matcher, Near, Part
+from .match import TOLERANCES, Failed, Match, Matcher, Part
 from .nodes import constant
 from .plain import make_plain
 from .weights import Source
@@ -30,6 +30,7 @@ from .weights import Source
 DOMAINS = ("", "ai.onnx", "com.microsoft")
 OLDEST = 13  # opset from which on axes and sizes are inputs, as in the nodes that are added here
 BUFFERS = re.compile(r"(^|\.)(rotary_emb\.inv_freq|attn\.(masked_)?bias)$")  # in some files, and no weights
+SHOWN = 12  # lines of a refusal
 LOOKUP, PRODUCT, OTHER = "lookup", "product", "other"
 Use = tuple[ir.Node, int]
 
@@ -131,12 +132,11 @@ class _Weights:
         needed = role != OTHER and array.ndim == 2
         hint = f"{value.name}.embed_tokens.wte" if role == LOOKUP else str(value.name)
         found, shift = self.matcher.match(array, TOLERANCES[kind], hint), 0
-        if isinstance(found, Near) and array.ndim == 1:  # exporters fold the 1 that gemma's norms add to their weights
+        if isinstance(found, Failed) and array.ndim == 1:  # exporters fold the 1 that gemma's norms add to their weights
             found, shift = self.matcher.match(array - 1, TOLERANCES[kind].around(1), hint), 1
-        if isinstance(found, Near):
+        if isinstance(found, Failed):
             if needed:
-                self._near.add(found.name)
-                self.faults.add(f"{value.name} {list(array.shape)}, read by {uses[0][0].name}: {found}")
+                self._refuse(f"{value.name} {list(array.shape)}, read by {uses[0][0].name}", found)
             return
         fresh = self._build(found, role)
         if shift:
@@ -144,6 +144,12 @@ class _Weights:
             fresh = self._node("Add", [fresh, one])
         for node, index in uses:
             node.replace_input_with(index, fresh)
+
+    def _refuse(self, what: str, failed: Failed) -> None:
+        """Note a weight that is not the base's; the search for what is nearest reads much, so only for what is shown."""
+        name, text = self.matcher.nearest(failed) if len(self.faults.lines) < SHOWN else ("", "")
+        self._near.add(name)
+        self.faults.add(f"{what}: {text}")
 
     def _build(self, match: Match, role: str) -> ir.Value:
         """The value that stands for a weight: base tensors, one below the other, perhaps turned."""

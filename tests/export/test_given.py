@@ -14,7 +14,7 @@ from edgeft.contract.files import read_json
 from edgeft.contract.tensors import Weights, write_tensors
 from edgeft.export.given import given_graph, read_graph
 from edgeft.export.linears import find_groups
-from edgeft.export.match import TOLERANCES, Match, Matcher, Near
+from edgeft.export.match import TOLERANCES, Failed, Match, Matcher
 from edgeft.export.weights import Source
 from tests.conftest import edgeft, export_bundle
 from tests.export.strange_graphs import STYLES, Llama
@@ -219,4 +219,7 @@ def test_matching_knows_slices_and_twins():
     assert (cut.parts[0].name, cut.parts[0].start, cut.turned) == ("qkv", 4, True)
     first, second = (matcher.match(tensors["a"], TOLERANCES["float"]) for _ in range(2))
     assert {first.parts[0].name, second.parts[0].name} == {"a", "b"}
-    assert isinstance(matcher.match(tensors["a"] + 1, TOLERANCES["float"]), Near)
+    other = matcher.match(tensors["a"] + 1, TOLERANCES["float"])
+    assert isinstance(other, Failed)
+    assert matcher.nearest(other)[0] in ("a", "b")
+    assert matcher.nearest(matcher.match(np.ones((3, 5)), TOLERANCES["float"]))[0] == ""
