@@ -132,7 +132,7 @@ class _Weights:
         needed = role != OTHER and array.ndim == 2
         hint = f"{value.name}.embed_tokens.wte" if role == LOOKUP else str(value.name)
         found, shift = self.matcher.match(array, TOLERANCES[kind], hint), 0
-        if isinstance(found, Failed) and array.ndim == 1:  # exporters fold the 1 that gemma's norms add to their weights
+        if isinstance(found, Failed) and array.ndim == 1:  # exporters fold the 1 that gemma's norms add
             found, shift = self.matcher.match(array - 1, TOLERANCES[kind].around(1), hint), 1
         if isinstance(found, Failed):
             if needed:
@@ -146,7 +146,7 @@ class _Weights:
             node.replace_input_with(index, fresh)
 
     def _refuse(self, what: str, failed: Failed) -> None:
-        """Note a weight that is not the base's; the search for what is nearest reads much, so only for what is shown."""
+        """Note a weight that is not the base's, with the nearest tensor while it will be shown: that reads much."""
         name, text = self.matcher.nearest(failed) if len(self.faults.lines) < SHOWN else ("", "")
         self._near.add(name)
         self.faults.add(f"{what}: {text}")
