@@ -30,6 +30,7 @@ from .weights import Source
 DOMAINS = ("", "ai.onnx", "com.microsoft")
 OLDEST = 13  # opset from which on axes and sizes are inputs, as in the nodes that are added here
 BUFFERS = re.compile(r"(^|\.)(rotary_emb\.inv_freq|attn\.(masked_)?bias)$")  # in some files, and no weights
+MALFORMED = (ValueError, KeyError, IndexError, TypeError, AttributeError, AssertionError)  # sizes, attributes, inputs
 SHOWN = 12  # lines of a refusal
 LOOKUP, PRODUCT, OTHER = "lookup", "product", "other"
 Use = tuple[ir.Node, int]
@@ -40,17 +41,24 @@ def given_graph(path: Path, config: Any, source: Source) -> BaseGraph:
     model = read_graph(path)
     who = path.name
     try:
-        kinds = make_plain(model)
-    except EdgeftError as error:
-        raise EdgeftError(f"{who}: {error}") from None
-    origins = _Weights(who, model.graph, kinds, source).place()
-    give_contract(who, model.graph, config)
-    _hold(model.graph, origins)
+        origins = _Weights(who, model.graph, _plain(who, model), source).place()
+        give_contract(who, model.graph, config)
+        _hold(model.graph, origins)
+    except MALFORMED as error:
+        raise EdgeftError(f"{who}: is not as ONNX asks ({type(error).__name__}: {str(error)[:200]}). Export it "
+                          "again.") from None
     RemoveUnusedNodesPass()(model)
     TopologicalSortPass()(model)
     model.opset_imports.setdefault("com.microsoft", 1)
     shared = any(node.op_type == "GroupQueryAttention" for node in model.graph)
     return BaseGraph(model, origins, "given", "shared" if shared else "growing", "nowhere")
+
+
+def _plain(who: str, model: ir.Model) -> Kinds:
+    try:
+        return make_plain(model)
+    except EdgeftError as error:
+        raise EdgeftError(f"{who}: {error}") from None
 
 
 def read_graph(path: Path) -> ir.Model:

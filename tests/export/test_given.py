@@ -166,6 +166,24 @@ def test_what_is_no_graph_or_reaches_outside_is_refused(base, tmp_path):
         read_graph(path)
 
 
+def test_a_graph_that_lacks_what_an_operator_needs_is_refused(base, tmp_path):
+    model = ir.load(Llama(base, "int4").save(tmp_path / "m.onnx"))
+    node = next(node for node in model.graph if node.op_type == "MatMulNBits")
+    del node.attributes["K"]
+    ir.save(model, tmp_path / "m.onnx")
+    with pytest.raises(EdgeftError, match="m.onnx: is not as ONNX asks"):
+        open_given(tmp_path / "m.onnx", base)
+
+
+def test_a_merged_decoder_is_refused(base, tmp_path):
+    model = ir.load(Llama(base).save(tmp_path / "m.onnx"))
+    then, otherwise = (ir.Graph([], [], nodes=[], name=name) for name in ("then", "else"))
+    model.graph.append(ir.node("If", [model.graph.inputs[0]], {"then_branch": then, "else_branch": otherwise}))
+    ir.save(model, tmp_path / "m.onnx")
+    with pytest.raises(EdgeftError, match="graphs within the graph"):
+        read_graph(tmp_path / "m.onnx")
+
+
 def test_operators_of_strangers_are_refused(base, tmp_path):
     path = Llama(base).save(tmp_path / "m.onnx")
     model = ir.load(path)
