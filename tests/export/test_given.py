@@ -171,7 +171,7 @@ def test_a_graph_that_lacks_what_an_operator_needs_is_refused(base, tmp_path):
     node = next(node for node in model.graph if node.op_type == "MatMulNBits")
     del node.attributes["K"]
     ir.save(model, tmp_path / "m.onnx")
-    with pytest.raises(EdgeftError, match="m.onnx: is not as ONNX asks"):
+    with pytest.raises(EdgeftError, match=r"m\.onnx: is not as ONNX asks"):
         open_given(tmp_path / "m.onnx", base)
 
 
