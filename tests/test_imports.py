@@ -124,7 +124,7 @@ def test_what_lists_and_helps_imports_no_library(arguments):
 def test_help_lists_every_command():
     text = fresh(HEAVY, HELP, "--help").stdout
     for command in ("demo", "methods", "devices", "plugins", "train", "eval", "export", "add", "remove", "verify",
-                    "run", "chat", "bench", "report"):
+                    "run", "chat", "bench", "genai", "report"):
         assert f"\n  {command} " in text
 
 

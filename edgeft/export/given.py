@@ -22,7 +22,7 @@ from edgeft.contract.slots import Array
 from .given_forms import Kinds
 from .given_inputs import give_contract
 from .graph import BaseGraph, Origin
-from .match import TOLERANCES, Match, Matcher, Near, Part
+from .match import TOLERANCES, Failed, Match, Matcher, Part
 from .nodes import constant
 from .plain import make_plain
 from .weights import Source
@@ -30,6 +30,8 @@ from .weights import Source
 DOMAINS = ("", "ai.onnx", "com.microsoft")
 OLDEST = 13  # opset from which on axes and sizes are inputs, as in the nodes that are added here
 BUFFERS = re.compile(r"(^|\.)(rotary_emb\.inv_freq|attn\.(masked_)?bias)$")  # in some files, and no weights
+MALFORMED = (ValueError, KeyError, IndexError, TypeError, AttributeError, AssertionError)  # sizes, attributes, inputs
+SHOWN = 12  # lines of a refusal
 LOOKUP, PRODUCT, OTHER = "lookup", "product", "other"
 Use = tuple[ir.Node, int]
 
@@ -39,17 +41,24 @@ def given_graph(path: Path, config: Any, source: Source) -> BaseGraph:
     model = read_graph(path)
     who = path.name
     try:
-        kinds = make_plain(model)
-    except EdgeftError as error:
-        raise EdgeftError(f"{who}: {error}") from None
-    origins = _Weights(who, model.graph, kinds, source).place()
-    give_contract(who, model.graph, config)
-    _hold(model.graph, origins)
+        origins = _Weights(who, model.graph, _plain(who, model), source).place()
+        give_contract(who, model.graph, config)
+        _hold(model.graph, origins)
+    except MALFORMED as error:
+        raise EdgeftError(f"{who}: is not as ONNX asks ({type(error).__name__}: {str(error)[:200]}). Export it "
+                          "again.") from None
     RemoveUnusedNodesPass()(model)
     TopologicalSortPass()(model)
     model.opset_imports.setdefault("com.microsoft", 1)
     shared = any(node.op_type == "GroupQueryAttention" for node in model.graph)
     return BaseGraph(model, origins, "given", "shared" if shared else "growing", "nowhere")
+
+
+def _plain(who: str, model: ir.Model) -> Kinds:
+    try:
+        return make_plain(model)
+    except EdgeftError as error:
+        raise EdgeftError(f"{who}: {error}") from None
 
 
 def read_graph(path: Path) -> ir.Model:
@@ -131,12 +140,11 @@ class _Weights:
         needed = role != OTHER and array.ndim == 2
         hint = f"{value.name}.embed_tokens.wte" if role == LOOKUP else str(value.name)
         found, shift = self.matcher.match(array, TOLERANCES[kind], hint), 0
-        if isinstance(found, Near) and array.ndim == 1:  # exporters fold the 1 that gemma's norms add to their weights
+        if isinstance(found, Failed) and array.ndim == 1:  # exporters fold the 1 that gemma's norms add
             found, shift = self.matcher.match(array - 1, TOLERANCES[kind].around(1), hint), 1
-        if isinstance(found, Near):
+        if isinstance(found, Failed):
             if needed:
-                self._near.add(found.name)
-                self.faults.add(f"{value.name} {list(array.shape)}, read by {uses[0][0].name}: {found}")
+                self._refuse(f"{value.name} {list(array.shape)}, read by {uses[0][0].name}", found)
             return
         fresh = self._build(found, role)
         if shift:
@@ -144,6 +152,12 @@ class _Weights:
             fresh = self._node("Add", [fresh, one])
         for node, index in uses:
             node.replace_input_with(index, fresh)
+
+    def _refuse(self, what: str, failed: Failed) -> None:
+        """Note a weight that is not the base's, with the nearest tensor while it will be shown: that reads much."""
+        name, text = self.matcher.nearest(failed) if len(self.faults.lines) < SHOWN else ("", "")
+        self._near.add(name)
+        self.faults.add(f"{what}: {text}")
 
     def _build(self, match: Match, role: str) -> ir.Value:
         """The value that stands for a weight: base tensors, one below the other, perhaps turned."""

@@ -54,7 +54,7 @@ def _lazy(graph: ir.Graph, name: str, shape: tuple[int, ...], read: Callable[[],
     return value
 
 
-def _put(graph: ir.Graph, node: ir.Node, op: str, inputs: list[ir.Value], **attributes: Any) -> ir.Value:
+def _put(graph: ir.Graph, node: ir.Node, op: str, inputs: list[ir.Value | None], **attributes: Any) -> ir.Value:
     made = ir.node(op, inputs, attributes, name=f"{node.name}.{op}")
     graph.insert_before(node, made)
     return made.outputs[0]
@@ -140,9 +140,12 @@ def _dequantized(graph: ir.Graph, node: ir.Node, kinds: Kinds) -> None:
         ir.convenience.replace_all_uses_with(node.outputs[0], value, replace_graph_outputs=True)
         graph.remove(node, safe=True)
         return
-    if source.const_value is None:
+    lookup = before if before is not None and before.op_type == "Gather" else None  # of integers, then made floats
+    stored = lookup.inputs[0] if lookup is not None else source
+    assert stored is not None
+    if stored.const_value is None:
         raise EdgeftError(f"DequantizeLinear {node.name}: reads integers that the graph computes.")
-    codes, scale, zero = _reader(node, source), _reader(node, node.inputs[1]), _reader_if(node, 2)
+    codes, scale, zero = _reader(node, stored), _reader(node, node.inputs[1]), _reader_if(node, 2)
     axis, block = node.attributes.get_int("axis", 1), node.attributes.get_int("block_size", 0)
 
     def spread(array: Array, shape: tuple[int, ...]) -> Array:
@@ -157,9 +160,11 @@ def _dequantized(graph: ir.Graph, node: ir.Node, kinds: Kinds) -> None:
         offset = 0.0 if zero is None else spread(zero().astype(np.float32), found.shape)
         return (found - offset) * spread(scale().astype(np.float32), found.shape)
 
-    bits = 4 if source.dtype in (ir.DataType.INT4, ir.DataType.UINT4) else 8
-    shape = tuple(int(size) for size in source.const_value.shape)
-    weight = _lazy(graph, f"{source.name}.float", shape, read, f"{bits} bits", kinds)
+    bits = 4 if stored.dtype in (ir.DataType.INT4, ir.DataType.UINT4) else 8
+    shape = tuple(int(size) for size in stored.const_value.shape)
+    weight = _lazy(graph, f"{stored.name}.float", shape, read, f"{bits} bits", kinds)
+    if lookup is not None:
+        weight = _put(graph, node, "Gather", [weight, lookup.inputs[1]], axis=lookup.attributes.get_int("axis", 0))
     ir.convenience.replace_all_uses_with(node.outputs[0], weight)
     graph.remove(node, safe=True)
 
@@ -225,6 +230,12 @@ def _only_user(node: ir.Node) -> ir.Node | None:
     return uses[0].node if len(uses) == 1 else None
 
 
+def _whole_cache(graph: ir.Graph, node: ir.Node, kinds: Kinds) -> None:
+    """GroupQueryAttention over a buffer as long as its window alone: the contract's holds every token."""
+    node.attributes.pop("sliding_window_cache", None)
+
+
 FORMS: dict[str, Callable[[ir.Graph, ir.Node, Kinds], None]] = {
     "MatMulNBits": _product_of_bits, "GatherBlockQuantized": _lookup_of_bits, "DequantizeLinear": _dequantized,
-    "Gemm": _gemm, "FusedMatMul": _fused, "MatMulInteger": _integer_product}
+    "Gemm": _gemm, "FusedMatMul": _fused, "MatMulInteger": _integer_product,
+    "GroupQueryAttention": _whole_cache}

@@ -29,18 +29,10 @@ class Match:
 
 
 @dataclass(frozen=True)
-class Near:
-    """How far a weight that did not match came: the tensor that fits best where the first one failed."""
+class Failed:
+    """A weight that is not the base's: its views, and the row of each from which on no tensor fits."""
 
-    row: int
-    name: str = ""  # empty: no tensor of the base has this shape
-    difference: float = 0.0  # of the tensor's own size
-
-    def __str__(self) -> str:
-        place = f"from row {self.row} on, " if self.row else ""
-        if not self.name:
-            return f"{place}no tensor of the base has this shape"
-        return f"{place}nearest {self.name}, off by {self.difference:.1e} of its size"
+    places: tuple[tuple[Array, int], ...]
 
 
 @dataclass(frozen=True)
@@ -67,7 +59,7 @@ class Tolerance:
 
 
 TOLERANCES = {"float": Tolerance(), "float16": Tolerance(2**-11, 2**-24), "bfloat16": Tolerance(2**-8, 2**-24),
-              "8 bits": Tolerance(norm=0.03), "4 bits": Tolerance(norm=0.25), "2 bits": Tolerance(norm=0.6)}
+              "8 bits": Tolerance(norm=0.1), "4 bits": Tolerance(norm=0.25), "2 bits": Tolerance(norm=0.6)}
 
 
 def distance(found: Array, wanted: Array) -> float:
@@ -86,27 +78,36 @@ class Matcher:
     def _read(self, name: str) -> Array:
         return np.asarray(self.tensors[name], np.float32)
 
-    def match(self, weight: Array, tolerance: Tolerance, hint: str = "") -> Match | Near:
+    def match(self, weight: Array, tolerance: Tolerance, hint: str = "") -> Match | Failed:
         """The base tensors of one weight; `hint` is its own name, which decides among tensors of equal numbers."""
         views = [(weight, False)] if weight.ndim == 1 else [(weight.T, True), (weight, False)]
-        found: Match | Near = Near(0)
+        failed = []
         for view, turned in views:
             parts = self._walk(view, tolerance, hint)
-            if not isinstance(parts, Near):
+            if not isinstance(parts, int):
                 self.used |= {part.name for part in parts}
                 return Match(tuple(parts), turned)
-            assert isinstance(found, Near)
-            if parts.name and (not found.name or (-parts.row, parts.difference) < (-found.row, found.difference)):
-                found = parts
-        return found
+            failed.append((view, parts))
+        return Failed(tuple(failed))
+
+    def nearest(self, failed: Failed) -> tuple[str, str]:
+        """For the message: the tensor that fits best where the weight failed, and how far off it is; else no name."""
+        furthest = max(row for _, row in failed.places)
+        found = [(distance(view[row : row + self.shapes[name][0]], self._read(name)), name)
+                 for view, row in failed.places if row == furthest for name in self._fitting(view, row)]
+        place = f"from row {furthest} on, " if furthest else ""
+        if not found:
+            return "", f"{place}no tensor of the base has this shape"
+        off, name = min(found)
+        return name, f"{place}nearest {name}, off by {off:.1e} of its size"
 
     def twin(self, name: str) -> str:
         """A tensor of the same numbers that was found: exporters hold such two only once. Empty if there is none."""
         return next((other for other in self.used if self.shapes[other] == self.shapes[name]
                      and np.array_equal(self._read(other), self._read(name))), "")
 
-    def _walk(self, view: Array, tolerance: Tolerance, hint: str) -> list[Part] | Near:
-        """Tensors one below the other until all rows are found."""
+    def _walk(self, view: Array, tolerance: Tolerance, hint: str) -> list[Part] | int:
+        """Tensors one below the other until all rows are found, or the row from which on none fits."""
         parts: list[Part] = []
         row = 0
         while row < len(view):
@@ -114,17 +115,22 @@ class Matcher:
                        if tolerance.holds(view[row : row + self.shapes[name][0]], self._read(name))]
             if not fitting:
                 slice_ = None if parts else self._slice(view, tolerance)
-                return [slice_] if slice_ else self._nearest(view, row)
+                return [slice_] if slice_ else row
             name = min(fitting, key=lambda name: (name in self.used, -_alike(name, hint)))
             parts.append(Part(name, 0, self.shapes[name][0], True))
             row += self.shapes[name][0]
         return parts
 
-    def _candidates(self, view: Array, row: int, tolerance: Tolerance) -> Iterator[str]:
-        """Tensors that go in from this row on and whose first row looks right."""
+    def _fitting(self, view: Array, row: int) -> Iterator[str]:
+        """Tensors whose shape goes in from this row on."""
         for name, shape in self.shapes.items():
-            if shape[1:] == view.shape[1:] and len(shape) == view.ndim and shape[0] <= len(view) - row \
-                    and (view.ndim == 1 or self._begins(view[row : row + 1], name, tolerance)):
+            if shape[1:] == view.shape[1:] and len(shape) == view.ndim and shape[0] <= len(view) - row:
+                yield name
+
+    def _candidates(self, view: Array, row: int, tolerance: Tolerance) -> Iterator[str]:
+        """Those of them whose first row looks right."""
+        for name in self._fitting(view, row):
+            if view.ndim == 1 or self._begins(view[row : row + 1], name, tolerance):
                 yield name
 
     def _begins(self, row: Array, name: str, tolerance: Tolerance) -> bool:
@@ -143,16 +149,6 @@ class Matcher:
             if tolerance.holds(view, whole[start : start + len(view)]):
                 return Part(name, start, len(view), False)
         return None
-
-    def _nearest(self, view: Array, row: int) -> Near:
-        """For the message: the tensor that comes closest from this row on."""
-        best = Near(row)
-        for name, shape in self.shapes.items():
-            if shape[1:] == view.shape[1:] and len(shape) == view.ndim and shape[0] <= len(view) - row:
-                off = distance(view[row : row + shape[0]], self._read(name))
-                if not best.name or off < best.difference:
-                    best = Near(row, name, off)
-        return best
 
 
 def _alike(name: str, hint: str) -> int:

@@ -114,7 +114,7 @@ class Llama:
                 for part in ("key", "value")]  # all keys first, as GenAI's builder orders them
         angles = self.rotary()
         lengths = self.lengths(mask)
-        x = self.add("Gather", self.hold(self.weights["model.embed_tokens.weight"].astype(self.numpy)), ids)
+        x = self.embed(ids)
         present = []
         for i in layers:
             name = f"model.layers.{i}"
@@ -131,6 +131,14 @@ class Llama:
         self.give(logits, "logits", ["batch_size", "sequence_length", self.config["vocab_size"]])
         for label, value in present:
             self.give(value, label, ["batch_size", self.kv_heads, "total_sequence_length", self.size])
+
+    def embed(self, ids: ir.Value) -> ir.Value:
+        table = self.weights["model.embed_tokens.weight"]
+        if self.style == "dynamic":  # one scale for all, and floats only behind the lookup
+            scale = np.float32(np.abs(table).max() / 127)
+            found = self.add("Gather", self.hold(np.round(table / scale).astype(np.int8)), ids)
+            return self.add("DequantizeLinear", found, self.hold(np.array(scale)))
+        return self.add("Gather", self.hold(table.astype(self.numpy)), ids)
 
     def lengths(self, mask: ir.Value) -> list[ir.Value]:
         """What GroupQueryAttention reads: each row's last position, and the columns of the mask."""

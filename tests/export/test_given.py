@@ -14,7 +14,7 @@ from edgeft.contract.files import read_json
 from edgeft.contract.tensors import Weights, write_tensors
 from edgeft.export.given import given_graph, read_graph
 from edgeft.export.linears import find_groups
-from edgeft.export.match import TOLERANCES, Match, Matcher, Near
+from edgeft.export.match import TOLERANCES, Failed, Match, Matcher
 from edgeft.export.weights import Source
 from tests.conftest import edgeft, export_bundle
 from tests.export.strange_graphs import STYLES, Llama
@@ -166,6 +166,24 @@ def test_what_is_no_graph_or_reaches_outside_is_refused(base, tmp_path):
         read_graph(path)
 
 
+def test_a_graph_that_lacks_what_an_operator_needs_is_refused(base, tmp_path):
+    model = ir.load(Llama(base, "int4").save(tmp_path / "m.onnx"))
+    node = next(node for node in model.graph if node.op_type == "MatMulNBits")
+    del node.attributes["K"]
+    ir.save(model, tmp_path / "m.onnx")
+    with pytest.raises(EdgeftError, match=r"m\.onnx: is not as ONNX asks"):
+        open_given(tmp_path / "m.onnx", base)
+
+
+def test_a_merged_decoder_is_refused(base, tmp_path):
+    model = ir.load(Llama(base).save(tmp_path / "m.onnx"))
+    then, otherwise = (ir.Graph([], [], nodes=[], name=name) for name in ("then", "else"))
+    model.graph.append(ir.node("If", [model.graph.inputs[0]], {"then_branch": then, "else_branch": otherwise}))
+    ir.save(model, tmp_path / "m.onnx")
+    with pytest.raises(EdgeftError, match="graphs within the graph"):
+        read_graph(tmp_path / "m.onnx")
+
+
 def test_operators_of_strangers_are_refused(base, tmp_path):
     path = Llama(base).save(tmp_path / "m.onnx")
     model = ir.load(path)
@@ -219,4 +237,7 @@ def test_matching_knows_slices_and_twins():
     assert (cut.parts[0].name, cut.parts[0].start, cut.turned) == ("qkv", 4, True)
     first, second = (matcher.match(tensors["a"], TOLERANCES["float"]) for _ in range(2))
     assert {first.parts[0].name, second.parts[0].name} == {"a", "b"}
-    assert isinstance(matcher.match(tensors["a"] + 1, TOLERANCES["float"]), Near)
+    other = matcher.match(tensors["a"] + 1, TOLERANCES["float"])
+    assert isinstance(other, Failed)
+    assert matcher.nearest(other)[0] in ("a", "b")
+    assert matcher.nearest(matcher.match(np.ones((3, 5)), TOLERANCES["float"]))[0] == ""
