@@ -3,7 +3,7 @@
     make test-arm64
     python benchmarks/arm64.py --prompts 2 --tokens 8      to see that it works
 
-Builds the root once (arm64_root.py; takes root's rights, downloads about 100 MB), installs the wheel of this tree there,
+Builds the root once (arm64_root.py: takes root's rights, downloads 100 MB), installs the wheel of this tree there,
 and prints what that takes on the disk. Then a bundle of stories3m with a LoRA and a soft prompt (as places.py makes it)
 is packed into one file here, installed from it there, and both are asked the same. fp32 must give every token; where
 one differs, the margin between the two tokens is printed, and the exit code is 1. On int4 the agreement counts. At the

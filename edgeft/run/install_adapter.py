@@ -46,7 +46,7 @@ def _check_base(file: Path, manifest: dict[str, Any], bundle: Bundle) -> None:
         faults.add("base fingerprint", declared=bundle.fingerprint[:12], found=found[:12])
     if manifest["quant"] != bundle.manifest["quant"]:  # it was proven, and a soft prompt computed, on those weights
         faults.add("weights", declared=_grid(bundle.manifest["quant"]), found=_grid(manifest["quant"]))
-    faults.raise_if_any("`edgeft add` puts its run beside this base and proves it there; then pack it from that bundle.")
+    faults.raise_if_any("`edgeft add` puts its run beside this base and proves it; then pack it from that bundle.")
 
 
 def _grid(quant: dict[str, Any]) -> str:
