@@ -52,15 +52,18 @@ function progress({ file, received: bytes, total }) {
 }
 
 function show(single) {
-  const { base, quant, threads, memory_mib: memory, sampling, context } = bundle;
+  const { base, quant, threads, fallback, memory_mib: memory, sampling, context } = bundle;
   const name = base.id.split("/").pop();
   document.title = name;
   $("title").textContent = name;
   $("about").textContent = `${short(base.parameters)} parameters, ${quant.kind}, ${context.toLocaleString("en")} tokens of context`;
-  $("engine").textContent = `WebAssembly, ${threads} thread${threads > 1 ? "s" : ""}`;
+  $("engine").textContent = threads ? `WebAssembly, ${threads} thread${threads > 1 ? "s" : ""}` : "WebGPU";
   $("engine").hidden = false;
   $("memory").textContent = `${memory.toFixed(0)} MiB`;
-  if (single) $("note").textContent = `One thread only, which is slower: ${single}.`;
+  const slower = [];
+  if (fallback) slower.push(`This page was made for WebGPU and runs without it, which is slower: ${fallback}.`);
+  if (single && threads) slower.push(`One thread only, which is slower: ${single}.`);
+  $("slower").textContent = slower.join(" ");
   for (const [key, value] of Object.entries(sampling)) if ($(key)) $(key).value = value;
   for (const place of [1, 2]) {
     $(`adapter-${place}`).append(new Option("none", NONE), ...Object.keys(bundle.adapters).map((item) => new Option(item)));

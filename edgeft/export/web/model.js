@@ -8,21 +8,31 @@ import { Runtime } from "./runtime.js";
 import { Sampler } from "./sampling.js";
 import { chatRenderer, Detokenizer, Text } from "./text.js";
 
-const ENGINE = "web/ort-wasm-simd-threaded";
+const ENGINES = { wasm: "ort-wasm-simd-threaded", webgpu: "ort-wasm-simd-threaded.asyncify" };
 
 /** Everything that answers need, loaded from the folder at `address`; `report(file, received, total)` as it comes. */
 export async function load(address, { threads = 1, report = () => {} } = {}) {
   const bundle = await readBundle(address);
+  const wished = bundle.manifest.device?.run?.provider === "webgpu" ? "webgpu" : "wasm";
+  const fallback = wished === "webgpu" ? await withoutGpu() : "";
+  const gpu = wished === "webgpu" && !fallback;
   const read = (file) => bundle.read(file, (received, total) => report(file, received, total));
   const [graph, weights, wasm, description] = await Promise.all(
-    ["model.onnx", "model.onnx.data", `${ENGINE}.wasm`, "tokenizer.json"].map(read));
+    ["model.onnx", "model.onnx.data", `web/${ENGINES[wished]}.wasm`, "tokenizer.json"].map(read));
   const library = await import("./tokenizers.min.mjs");
   const text = new Text(library, JSON.parse(new TextDecoder().decode(description)));
-  const factory = (await import("./ort-wasm-simd-threaded.mjs")).default;
-  const runtime = await Runtime.start(factory, wasm.buffer, threads);
+  const factory = (await import(`./${ENGINES[wished]}.mjs`)).default;
+  const runtime = await Runtime.start(factory, wasm.buffer, gpu ? 1 : threads, gpu);
   const session = await runtime.open(graph, "model.onnx.data", weights);
   const [, , vocabulary] = session.outputDims("logits");
-  return new Model(bundle, text, runtime, new Lane(runtime, session, bundle, vocabulary), await chat(bundle));
+  const lane = new Lane(runtime, session, bundle, vocabulary);
+  return Object.assign(new Model(bundle, text, runtime, lane, await chat(bundle)), { fallback, threads: gpu ? 0 : threads });
+}
+
+/** Why WebGPU cannot be used here; empty where it can. */
+async function withoutGpu() {
+  if (!navigator.gpu) return "this browser has no WebGPU";
+  return (await navigator.gpu.requestAdapter()) ? "" : "this browser's WebGPU has no GPU to use";
 }
 
 async function chat(bundle) {

@@ -11,7 +11,8 @@ const actions = {
     model = await load(new URL(address), { threads, report });
     const { manifest, context } = model.bundle;
     return { adapters: manifest.adapters, default_adapter: manifest.default_adapter, context, base: manifest.base,
-             quant: manifest.quant, sampling: model.sampling, threads, memory_mib: model.runtime.memory / 2 ** 20 };
+             quant: manifest.quant, sampling: model.sampling, threads: model.threads, fallback: model.fallback,
+             memory_mib: model.runtime.memory / 2 ** 20 };
   },
 
   async offer({ name, bytes }) {
