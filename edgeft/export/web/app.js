@@ -48,7 +48,8 @@ function progress({ file, received: bytes, total }) {
   received.set(file, [bytes, total]);
   const sums = [...received.values()].reduce(([one, other], [a, b]) => [one + a, other + b], [0, 0]);
   $("loading-bar").value = sums[0] / sums[1];
-  $("loading-text").textContent = sums[0] < sums[1] ? `Loading ${mib(sums[0])} of ${mib(sums[1])}` : "Starting the model";
+  const [here, all] = sums;
+  $("loading-text").textContent = here < all ? `Loading ${mib(here)} of ${mib(all)}` : "Starting the model";
 }
 
 function show(single) {
@@ -56,7 +57,8 @@ function show(single) {
   const name = base.id.split("/").pop();
   document.title = name;
   $("title").textContent = name;
-  $("about").textContent = `${short(base.parameters)} parameters, ${quant.kind}, ${context.toLocaleString("en")} tokens of context`;
+  const size = `${short(base.parameters)} parameters, ${quant.kind}`;
+  $("about").textContent = `${size}, ${context.toLocaleString("en")} tokens of context`;
   $("engine").textContent = threads ? `WebAssembly, ${threads} thread${threads > 1 ? "s" : ""}` : "WebGPU";
   $("engine").hidden = false;
   $("memory").textContent = `${memory.toFixed(0)} MiB`;
@@ -66,7 +68,8 @@ function show(single) {
   $("slower").textContent = slower.join(" ");
   for (const [key, value] of Object.entries(sampling)) if ($(key)) $(key).value = value;
   for (const place of [1, 2]) {
-    $(`adapter-${place}`).append(new Option("none", NONE), ...Object.keys(bundle.adapters).map((item) => new Option(item)));
+    const known = Object.keys(bundle.adapters).map((item) => new Option(item));
+    $(`adapter-${place}`).append(new Option("none", NONE), ...known);
   }
   $("adapter-1").value = bundle.default_adapter ?? NONE;
   $("loading").hidden = true;

@@ -26,7 +26,8 @@ export async function load(address, { threads = 1, report = () => {} } = {}) {
   const session = await runtime.open(graph, "model.onnx.data", weights);
   const [, , vocabulary] = session.outputDims("logits");
   const lane = new Lane(runtime, session, bundle, vocabulary);
-  return Object.assign(new Model(bundle, text, runtime, lane, await chat(bundle)), { fallback, threads: gpu ? 0 : threads });
+  const model = new Model(bundle, text, runtime, lane, await chat(bundle));
+  return Object.assign(model, { fallback, threads: gpu ? 0 : threads }); // no threads: it computes on the GPU
 }
 
 /** Why WebGPU cannot be used here; empty where it can. */
@@ -73,14 +74,15 @@ class Model {
       const adapter = await this.adapter(name);
       if (!Number.isFinite(scale)) throw new EdgeftError(`An adapter's scale must be a finite number, found ${scale}.`);
       if (adapter.soft && scale !== 0 && scale !== 1) {
-        throw new EdgeftError(`Adapter '${name}' is a soft prompt: it is there or it is not (scale 1 or 0), found ${scale}.`);
+        throw new EdgeftError(`Adapter '${name}' is a soft prompt: it is there or it is not (scale 1 or 0), ` +
+          `found ${scale}.`);
       }
       mix.push({ adapter, scale });
     }
     const soft = mix.filter(({ adapter, scale }) => scale && adapter.soft).map(({ adapter }) => `'${adapter.name}'`);
     if (soft.length > 1) {
-      throw new EdgeftError(`Adapters ${soft.sort().join(" and ")} are soft prompts, and a request can have one only: ` +
-        "each was trained to stand first.");
+      throw new EdgeftError(`Adapters ${soft.sort().join(" and ")} are soft prompts, and a request can have one ` +
+        "only: each was trained to stand first.");
     }
     return mix;
   }
@@ -150,8 +152,9 @@ class Model {
     if (!(most >= 1)) throw new EdgeftError(`max_tokens must be at least 1, found ${most}.`);
     if (!ids.length) throw new EdgeftError("The prompt is empty: there is nothing to go on from.");
     if (ids.length + soft >= context) {
-      throw new EdgeftError(`The prompt has ${ids.length} tokens${soft ? ` after a soft prompt of ${soft}` : ""}, and the ` +
-        `bundle's context is ${context}: no room is left for an answer.`);
+      const after = soft ? ` after a soft prompt of ${soft}` : "";
+      throw new EdgeftError(`The prompt has ${ids.length} tokens${after}, and the bundle's ` +
+        `context is ${context}: no room is left for an answer.`);
     }
   }
 }

@@ -191,7 +191,8 @@ class Session {
       module._OrtGetInputOutputCount(this.handle, place, place + 4);
       const [inputs, outputs] = [0, 4].map((offset) => module.getValue(place + offset, "i32"));
       for (let index = inputs; index < inputs + outputs; index += 1) {
-        this.runtime.check(module._OrtGetInputOutputMetadata(this.handle, index, place, place + 4), "the graph's outputs");
+        const code = module._OrtGetInputOutputMetadata(this.handle, index, place, place + 4);
+        this.runtime.check(code, "onnxruntime does not tell the graph's outputs");
         const [name, about] = [0, 4].map((offset) => module.getValue(place + offset, "*"));
         const text = module.UTF8ToString(name);
         const count = module.getValue(about + 4, "i32");
@@ -217,7 +218,8 @@ class Session {
       values.forEach((value, index) => module.setValue(place + 4 * index, value, "*"));
       return place;
     });
-    const code = await module._OrtRun(this.handle, inNames, ins, inputs.size, outNames, outputs.size, outs, this.options);
+    const counts = [inputs.size, outputs.size];
+    const code = await module._OrtRun(this.handle, inNames, ins, counts[0], outNames, counts[1], outs, this.options);
     module.stackRestore(stack);
     this.runtime.check(code, "onnxruntime cannot compute this step");
   }
