@@ -48,6 +48,7 @@ export class Lane {
     const acting = mix.filter(({ scale }) => scale !== 0);
     const key = JSON.stringify(acting.map(({ adapter, scale }) => [adapter.name, scale]).sort());
     if (key === this.key) return;
+    this.key = null; // until all of it is in place
     const soft = acting.map(({ adapter }) => adapter).find((adapter) => adapter.soft);
     this.pack(acting.filter(({ adapter }) => adapter.rank));
     this.grow((soft?.length ?? 0) + 1);
