@@ -5,14 +5,18 @@ from __future__ import annotations
 import importlib.util
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-ARGUMENTS = ["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"]
+ARGUMENTS = ["--no-sandbox", "--disable-dev-shm-usage"]
+NO_GPU = ["--disable-gpu", "--disable-features=WebGPU"]
+# WebGPU computed by the processor (SwiftShader): right, and slow
+SOFTWARE_GPU = ["--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader", "--enable-features=Vulkan",
+                "--use-vulkan=swiftshader"]
 PATIENCE = 120_000  # milliseconds
 # A worker of the page's own modules, without its controls: ask(action, data) as client.js has it
 CLIENT = """async ([address, threads]) => {
@@ -87,7 +91,7 @@ class Visit:
 
 
 @contextmanager
-def visit(folder: Path, profile: Path, **options: Any) -> Iterator[Visit]:
+def visit(folder: Path, profile: Path, gpu: Sequence[str] = NO_GPU, **options: Any) -> Iterator[Visit]:
     """A browser at a folder's page; a profile that is used again has its files in the cache."""
     from playwright.sync_api import sync_playwright
 
@@ -95,7 +99,7 @@ def visit(folder: Path, profile: Path, **options: Any) -> Iterator[Visit]:
     rules = ["--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE localhost, EXCLUDE 127.0.0.1"]
     with served(folder) as address, sync_playwright() as playwright:
         context = playwright.chromium.launch_persistent_context(
-            profile, executable_path=program(), headless=True, args=[*ARGUMENTS, *rules], **options)
+            profile, executable_path=program(), headless=True, args=[*ARGUMENTS, *gpu, *rules], **options)
         try:
             yield Visit(context, address)
         finally:

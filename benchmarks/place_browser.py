@@ -18,9 +18,11 @@ def missing() -> str:
     from edgeft.export.npm import packages, read_package
 
     try:
-        return no_chromium() or str([read_package(package) for package in packages()] and "")
+        for package in packages():
+            read_package(package)
     except EdgeftError as error:
         return str(error).splitlines()[0]
+    return no_chromium()
 
 
 def answers(bundle: Path, questions: list[dict[str, Any]], tokens: int) -> list[dict[str, Any]]:

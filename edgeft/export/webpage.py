@@ -15,6 +15,8 @@ from .npm import Package, packages, read_package
 PAGE = "index.html"
 ROOT = (PAGE, "isolate.js")  # a service worker serves what lies beside and below it
 FOLDER = "web"
+WASM, WEBGPU = "ort-wasm-simd-threaded", "ort-wasm-simd-threaded.asyncify"
+ENGINES = {WASM, WEBGPU}
 # what the page reads of a bundle
 READS = (GRAPH, GRAPH_DATA, "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
@@ -28,7 +30,14 @@ def read_packages(device: Device, *, generates: bool) -> dict[str, bytes]:
                           "Export it for a device that runs Python.")
     wanted = packages()
     content = {name: data for package in wanted for name, data in read_package(package).items()}
+    others = ENGINES - {engine(device)}
+    content = {name: data for name, data in content.items() if name.rpartition(".")[0] not in others}
     return {**content, "NOTICE.txt": _notice(wanted).encode()}
+
+
+def engine(device: Device) -> str:
+    """Which build of onnxruntime-web: the one with WebGPU computes on the processor, too, but is twice as large."""
+    return WEBGPU if device.run.provider == "webgpu" else WASM
 
 
 def check_page(device: Device, cache: str) -> None:

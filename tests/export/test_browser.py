@@ -21,7 +21,7 @@ from tests.conftest import edgeft, export_bundle, train_run
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
-from chromium import ask, missing, visit  # noqa: E402
+from chromium import SOFTWARE_GPU, ask, missing, visit  # noqa: E402
 
 PROMPTS = ["the red cat runs a dog", "the green bird sees a house and", "one two three",
            "\u00e9t\u00e9 \u2603 \U0001f600 x"]
@@ -158,7 +158,7 @@ def test_a_visitor(page_bundle: Path, tmp_path: Path) -> None:
         run.click()
         page.wait_for_selector("#run:not([disabled])")
         model = load(page_bundle)
-        assert page.inner_text("#text") == str(model.generate(PROMPTS[0])).strip()
+        assert page.text_content("#text") == str(model.generate(PROMPTS[0]))
         assert page.inner_text("#speed").endswith("tok/s")
         assert page.inner_text("#memory").endswith("MiB")
         page.get_by_role("button", name="Add a second").click()
@@ -249,6 +249,42 @@ def test_wrong_requests_are_told(client: Any, adapters: dict[str, float], option
     prompt = options.pop("prompt", PROMPTS[0])
     with pytest.raises(Exception, match=words):
         generate(client, prompt, adapters, **options)
+
+
+@pytest.fixture(scope="session")
+def gpu_bundle(browser: None, tmp_path_factory: pytest.TempPathFactory, lora_run: Path) -> Path:
+    """The tiny base with a LoRA, as a page for WebGPU."""
+    return export_bundle(tmp_path_factory.mktemp("gpu") / "bundle", lora_run, "--device", "browser-webgpu", "--quant",
+                         "fp32", "--name", "colors")
+
+
+def test_without_webgpu_the_page_says_so(gpu_bundle: Path, page_bundle: Path, tmp_path: Path) -> None:
+    with visit(gpu_bundle, tmp_path / "one") as there:
+        page = there.open()
+        assert "made for WebGPU and runs without it" in page.inner_text("#slower")
+        assert page.inner_text("#engine").startswith("WebAssembly")
+        page.get_by_label("Prompt", exact=True).fill(PROMPTS[0])
+        page.get_by_role("button", name="Run").click()
+        page.wait_for_selector("#run:not([disabled])")
+        assert page.text_content("#text") == str(load(gpu_bundle).generate(PROMPTS[0]))
+    with visit(page_bundle, tmp_path / "other") as there:
+        assert there.open().locator("#slower").is_hidden()
+
+
+def test_webgpu_answers_as_the_python_runner(gpu_bundle: Path, tmp_path: Path) -> None:
+    """On a GPU that the processor stands in for."""
+    model = load(gpu_bundle)
+    with visit(gpu_bundle, tmp_path, gpu=SOFTWARE_GPU) as there:
+        if not there.open().evaluate("navigator.gpu?.requestAdapter().then(found => !!found) ?? false"):
+            pytest.skip("this Chromium has no software GPU")
+        page = there.client()
+        assert there.context.pages[-1].evaluate("document.getElementById('engine').textContent") == "WebGPU"
+        answers = []
+        for mix in ({}, {"colors": 1.0}, {"colors": 0.5}):
+            wanted = model.generate(PROMPTS[0], adapters=mix, max_tokens=32, raw=True)
+            answers.append(generate(page, PROMPTS[0], mix, max_tokens=32, raw=True)["tokens"])
+            assert answers[-1] == wanted.tokens
+        assert answers[0] != answers[1]
 
 
 def test_what_the_folder_holds(page_bundle: Path) -> None:

@@ -48,22 +48,28 @@ function progress({ file, received: bytes, total }) {
   received.set(file, [bytes, total]);
   const sums = [...received.values()].reduce(([one, other], [a, b]) => [one + a, other + b], [0, 0]);
   $("loading-bar").value = sums[0] / sums[1];
-  $("loading-text").textContent = sums[0] < sums[1] ? `Loading ${mib(sums[0])} of ${mib(sums[1])}` : "Starting the model";
+  const [here, all] = sums;
+  $("loading-text").textContent = here < all ? `Loading ${mib(here)} of ${mib(all)}` : "Starting the model";
 }
 
 function show(single) {
-  const { base, quant, threads, memory_mib: memory, sampling, context } = bundle;
+  const { base, quant, threads, fallback, memory_mib: memory, sampling, context } = bundle;
   const name = base.id.split("/").pop();
   document.title = name;
   $("title").textContent = name;
-  $("about").textContent = `${short(base.parameters)} parameters, ${quant.kind}, ${context.toLocaleString("en")} tokens of context`;
-  $("engine").textContent = `WebAssembly, ${threads} thread${threads > 1 ? "s" : ""}`;
+  const size = `${short(base.parameters)} parameters, ${quant.kind}`;
+  $("about").textContent = `${size}, ${context.toLocaleString("en")} tokens of context`;
+  $("engine").textContent = threads ? `WebAssembly, ${threads} thread${threads > 1 ? "s" : ""}` : "WebGPU";
   $("engine").hidden = false;
   $("memory").textContent = `${memory.toFixed(0)} MiB`;
-  if (single) $("note").textContent = `One thread only, which is slower: ${single}.`;
+  const slower = [];
+  if (fallback) slower.push(`This page was made for WebGPU and runs without it, which is slower: ${fallback}.`);
+  if (single && threads) slower.push(`One thread only, which is slower: ${single}.`);
+  $("slower").textContent = slower.join(" ");
   for (const [key, value] of Object.entries(sampling)) if ($(key)) $(key).value = value;
   for (const place of [1, 2]) {
-    $(`adapter-${place}`).append(new Option("none", NONE), ...Object.keys(bundle.adapters).map((item) => new Option(item)));
+    const known = Object.keys(bundle.adapters).map((item) => new Option(item));
+    $(`adapter-${place}`).append(new Option("none", NONE), ...known);
   }
   $("adapter-1").value = bundle.default_adapter ?? NONE;
   $("loading").hidden = true;

@@ -24,14 +24,15 @@ export class Lane {
   /** Room for so many tokens; what is held is kept. */
   grow(capacity) {
     if (capacity <= this.capacity) return;
-    const wanted = Math.min(this.bundle.context, Math.max(capacity, 256, 2 * this.capacity));
+    const ample = this.runtime.gpu ? this.bundle.context : Math.max(capacity, 256, 2 * this.capacity);
+    const wanted = Math.min(this.bundle.context, ample); // all at once on a GPU, whose memory we do not read back
     this.bundle.layers.forEach(([heads, size], layer) => {
       for (const part of ["key", "value"]) {
         const name = `past_key_values.${layer}.${part}`;
         const old = this.buffers.get(name);
-        const fresh = this.runtime.tensor("float32", [1, heads, wanted, size]);
+        const fresh = this.session.tensor([1, heads, wanted, size]);
         if (old) {
-          place(old.data, this.capacity, fresh.data, wanted, heads, size, this.length);
+          place(old.data, this.capacity, fresh, wanted, heads, size, this.length);
           old.release();
         }
         this.buffers.set(name, fresh);
@@ -47,6 +48,7 @@ export class Lane {
     const acting = mix.filter(({ scale }) => scale !== 0);
     const key = JSON.stringify(acting.map(({ adapter, scale }) => [adapter.name, scale]).sort());
     if (key === this.key) return;
+    this.key = null; // until all of it is in place
     const soft = acting.map(({ adapter }) => adapter).find((adapter) => adapter.soft);
     this.pack(acting.filter(({ adapter }) => adapter.rank));
     this.grow((soft?.length ?? 0) + 1);
@@ -55,7 +57,7 @@ export class Lane {
     for (const [name, buffer] of soft ? this.buffers : []) {
       const [, layer, part] = name.split(".");
       const [, heads, , size] = buffer.dims;
-      place(soft.tensors.get(`prefix.${layer}.${part}`), soft.length, buffer.data, this.capacity, heads, size, soft.length);
+      place(soft.tensors.get(`prefix.${layer}.${part}`), soft.length, buffer, this.capacity, heads, size, soft.length);
     }
     this.key = key;
   }
@@ -70,14 +72,17 @@ export class Lane {
       this.slots.clear();
       this.packed = null; // until all of them are there
       for (const group of rank ? this.bundle.groups : []) {
-        const [a, b] = shapes(group, rank).map((dims) => this.runtime.tensor("float32", dims));
-        this.slots.set(`${group.name}.A`, a).set(`${group.name}.B`, b);
-        fill(group, adapters, rank, a.data, b.data);
+        const made = fill(group, adapters, rank);
+        shapes(group, rank).forEach((dims, index) => {
+          const tensor = this.session.tensor(dims);
+          tensor.write(made[index]);
+          this.slots.set(`${group.name}.${"AB"[index]}`, tensor);
+        });
       }
-      if (rank) this.slots.set("adapter_gate", this.runtime.tensor("float32", [1, 1, rank]));
+      if (rank) this.slots.set("adapter_gate", this.session.tensor([1, 1, rank]));
       this.packed = names;
     }
-    this.slots.get("adapter_gate")?.data.set(gate(mix, rank));
+    this.slots.get("adapter_gate")?.write(gate(mix, rank));
   }
 
   /** Go back to the longest beginning that `ids` shares with what is held, but for the last; returns its length. */
@@ -103,7 +108,7 @@ export class Lane {
     this.grow(after);
     this.mask.data.fill(1n, 0, after).fill(0n, after);
     const given = this.widthOf(ids.length);
-    given.data.set(ids.map(BigInt));
+    given.write(ids.map(BigInt));
     const inputs = new Map([["input_ids", given], ["attention_mask", this.mask], ["logits_to_keep", this.keep],
                             ...this.buffers, ...this.slots]);
     const outputs = new Map([["logits", this.logits]]);
@@ -119,10 +124,10 @@ export class Lane {
   }
 }
 
-/** The first `length` rows of each head from one [heads, from, size] buffer to another of more rows. */
+/** The first `length` rows of each head from one [heads, rows, size] array to a tensor of more rows. */
 function place(from, fromRows, to, toRows, heads, size, length) {
   for (let head = 0; head < heads; head += 1) {
     const start = head * fromRows * size;
-    to.set(from.subarray(start, start + length * size), head * toRows * size);
+    to.write(from.subarray(start, start + length * size), head * toRows * size);
   }
 }

@@ -8,21 +8,32 @@ import { Runtime } from "./runtime.js";
 import { Sampler } from "./sampling.js";
 import { chatRenderer, Detokenizer, Text } from "./text.js";
 
-const ENGINE = "web/ort-wasm-simd-threaded";
+const ENGINES = { wasm: "ort-wasm-simd-threaded", webgpu: "ort-wasm-simd-threaded.asyncify" };
 
 /** Everything that answers need, loaded from the folder at `address`; `report(file, received, total)` as it comes. */
 export async function load(address, { threads = 1, report = () => {} } = {}) {
   const bundle = await readBundle(address);
+  const wished = bundle.manifest.device?.run?.provider === "webgpu" ? "webgpu" : "wasm";
+  const fallback = wished === "webgpu" ? await withoutGpu() : "";
+  const gpu = wished === "webgpu" && !fallback;
   const read = (file) => bundle.read(file, (received, total) => report(file, received, total));
   const [graph, weights, wasm, description] = await Promise.all(
-    ["model.onnx", "model.onnx.data", `${ENGINE}.wasm`, "tokenizer.json"].map(read));
+    ["model.onnx", "model.onnx.data", `web/${ENGINES[wished]}.wasm`, "tokenizer.json"].map(read));
   const library = await import("./tokenizers.min.mjs");
   const text = new Text(library, JSON.parse(new TextDecoder().decode(description)));
-  const factory = (await import("./ort-wasm-simd-threaded.mjs")).default;
-  const runtime = await Runtime.start(factory, wasm.buffer, threads);
+  const factory = (await import(`./${ENGINES[wished]}.mjs`)).default;
+  const runtime = await Runtime.start(factory, wasm.buffer, gpu ? 1 : threads, gpu);
   const session = await runtime.open(graph, "model.onnx.data", weights);
   const [, , vocabulary] = session.outputDims("logits");
-  return new Model(bundle, text, runtime, new Lane(runtime, session, bundle, vocabulary), await chat(bundle));
+  const lane = new Lane(runtime, session, bundle, vocabulary);
+  const model = new Model(bundle, text, runtime, lane, await chat(bundle));
+  return Object.assign(model, { fallback, threads: gpu ? 0 : threads }); // no threads: it computes on the GPU
+}
+
+/** Why WebGPU cannot be used here; empty where it can. */
+async function withoutGpu() {
+  if (!navigator.gpu) return "this browser has no WebGPU";
+  return (await navigator.gpu.requestAdapter()) ? "" : "this browser's WebGPU has no GPU to use";
 }
 
 async function chat(bundle) {
@@ -63,14 +74,15 @@ class Model {
       const adapter = await this.adapter(name);
       if (!Number.isFinite(scale)) throw new EdgeftError(`An adapter's scale must be a finite number, found ${scale}.`);
       if (adapter.soft && scale !== 0 && scale !== 1) {
-        throw new EdgeftError(`Adapter '${name}' is a soft prompt: it is there or it is not (scale 1 or 0), found ${scale}.`);
+        throw new EdgeftError(`Adapter '${name}' is a soft prompt: it is there or it is not (scale 1 or 0), ` +
+          `found ${scale}.`);
       }
       mix.push({ adapter, scale });
     }
     const soft = mix.filter(({ adapter, scale }) => scale && adapter.soft).map(({ adapter }) => `'${adapter.name}'`);
     if (soft.length > 1) {
-      throw new EdgeftError(`Adapters ${soft.sort().join(" and ")} are soft prompts, and a request can have one only: ` +
-        "each was trained to stand first.");
+      throw new EdgeftError(`Adapters ${soft.sort().join(" and ")} are soft prompts, and a request can have one ` +
+        "only: each was trained to stand first.");
     }
     return mix;
   }
@@ -140,8 +152,9 @@ class Model {
     if (!(most >= 1)) throw new EdgeftError(`max_tokens must be at least 1, found ${most}.`);
     if (!ids.length) throw new EdgeftError("The prompt is empty: there is nothing to go on from.");
     if (ids.length + soft >= context) {
-      throw new EdgeftError(`The prompt has ${ids.length} tokens${soft ? ` after a soft prompt of ${soft}` : ""}, and the ` +
-        `bundle's context is ${context}: no room is left for an answer.`);
+      const after = soft ? ` after a soft prompt of ${soft}` : "";
+      throw new EdgeftError(`The prompt has ${ids.length} tokens${after}, and the bundle's ` +
+        `context is ${context}: no room is left for an answer.`);
     }
   }
 }

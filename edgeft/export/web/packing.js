@@ -10,11 +10,12 @@ export function shapes(group, rank) {
 }
 
 /**
- * Fill one group's A and B (zeros so far): module i of k owns columns i*R to (i+1)*R of A and, in those rows of B, its
- * own columns. What an adapter leaves alone stays zero.
+ * One group's A and B: module i of k owns columns i*R to (i+1)*R of A and, in those rows of B, its own columns. What an
+ * adapter leaves alone stays zero.
  */
-export function fill(group, adapters, rank, a, b) {
+export function fill(group, adapters, rank) {
   const [[, columns], [, width]] = shapes(group, rank);
+  const [a, b] = shapes(group, rank).map((dims) => new Float32Array(product(dims)));
   let out = 0;
   group.modules.forEach((module, index) => {
     let column = index * rank;
@@ -28,6 +29,7 @@ export function fill(group, adapters, rank, a, b) {
     }
     out += group.out[index];
   });
+  return [a, b];
 }
 
 /** Each adapter's scale on its own columns. */
@@ -46,9 +48,4 @@ function copy(from, columns, to, width, row, column) {
   for (let line = 0; line * columns < from.length; line += 1) {
     to.set(from.subarray(line * columns, (line + 1) * columns), (row + line) * width + column);
   }
-}
-
-/** Bytes of all groups' matrices. */
-export function bytes(groups, rank) {
-  return groups.reduce((total, group) => total + shapes(group, rank).reduce((sum, shape) => sum + 4 * product(shape), 0), 0);
 }

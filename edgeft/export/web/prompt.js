@@ -49,7 +49,8 @@ export class PromptFormat {
   template(task) {
     if (task !== null && task in this.templates) return this.templates[task];
     if (this.tasks.length) {
-      throw new EdgeftError(`Each task was trained with its own prompt template: ${this.tasks.join(", ")}. Choose one.`);
+      const known = this.tasks.join(", ");
+      throw new EdgeftError(`Each task was trained with its own prompt template: ${known}. Choose one.`);
     }
     return Object.values(this.templates)[0] ?? "";
   }

@@ -7,8 +7,10 @@
  * version that export/web.toml pins.
  */
 import { EdgeftError } from "./errors.js";
+import { product } from "./safetensors.js";
 
 const CPU = 1; // DataLocation
+const GPU = 4;
 const KINDS = { float32: [1, Float32Array], int64: [7, BigInt64Array] };
 const ALL_OPTIMIZATIONS = 99;
 const WARNINGS = 2;
@@ -16,17 +18,24 @@ const ERRORS = 3;
 
 /** The module, once it runs. */
 export class Runtime {
-  /** `factory`: the default export of its .mjs; `wasmBinary`: its .wasm; more than one thread needs isolation. */
-  static async start(factory, wasmBinary, threads) {
+  /**
+   * `factory`: the default export of its .mjs; `wasmBinary`: its .wasm; more than one thread needs isolation.
+   * `gpu`: compute by WebGPU, which the module must have been built with.
+   */
+  static async start(factory, wasmBinary, threads, gpu) {
     const module = await factory({ numThreads: threads, wasmBinary, locateFile: (file) => file,
                                    printErr: () => {} });
-    const runtime = new Runtime(module);
-    runtime.check(module._OrtInit(threads, ERRORS), "onnxruntime cannot be started");
+    const runtime = new Runtime(module, gpu);
+    runtime.check(await module._OrtInit(threads, ERRORS), "onnxruntime cannot be started");
+    module.asyncInit?.();
+    if (gpu) module.webgpuInit((device) => (runtime.device = device));
     return runtime;
   }
 
-  constructor(module) {
+  constructor(module, gpu) {
     this.module = module;
+    this.gpu = gpu;
+    this.device = null; // WebGPU's, once a graph is open
   }
 
   /** Bytes of memory that the module has taken so far. */
@@ -69,13 +78,19 @@ export class Runtime {
   /** Open a graph over its weights, which the graph names `weightsName`. */
   async open(graph, weightsName, weights) {
     const { module } = this;
-    const options = module._OrtCreateSessionOptions(ALL_OPTIMIZATIONS, true, true, 0, false, 0, 0, ERRORS, 0, 0);
+    const pattern = !this.gpu; // memory patterns are for the processor
+    const options = module._OrtCreateSessionOptions(ALL_OPTIMIZATIONS, true, pattern, 0, false, 0, 0, ERRORS, 0, 0);
     const place = this.allocate(graph.byteLength);
     try {
+      if (this.gpu) {
+        const name = this.string("WebGPU");
+        this.check(await module._OrtAppendExecutionProvider(options, name, 0, 0, 0), "onnxruntime has no WebGPU here");
+      }
       module.HEAPU8.set(graph, place);
       module.mountExternalData(weightsName, weights);
       const session = await module._OrtCreateSession(place, graph.byteLength, options);
       this.check(session ? 0 : 1, "onnxruntime cannot open the graph");
+      module.webgpuOnCreateSession?.(session);
       return new Session(this, session);
     } finally {
       module.unmountExternalData();
@@ -86,23 +101,18 @@ export class Runtime {
 }
 
 /** A tensor in the module's memory. */
-export class Tensor {
+class Tensor {
   constructor(runtime, kind, dims) {
-    const { module } = runtime;
-    const [code, View] = KINDS[kind];
-    this.runtime = runtime;
-    this.dims = dims;
-    this.View = View;
-    this.length = dims.reduce((total, size) => total * size, 1);
+    const [, View] = KINDS[kind];
+    Object.assign(this, { runtime, dims, View, length: product(dims) });
     this.place = runtime.allocate(this.length * View.BYTES_PER_ELEMENT);
     this.data.fill(View === BigInt64Array ? 0n : 0);
-    const stack = module.stackSave();
-    const shape = module.stackAlloc(4 * Math.max(dims.length, 1));
-    dims.forEach((size, index) => module.setValue(shape + 4 * index, size, "i32"));
-    const size = this.length * View.BYTES_PER_ELEMENT;
-    this.handle = module._OrtCreateTensor(code, this.place, size, shape, dims.length, CPU);
-    module.stackRestore(stack);
-    runtime.check(this.handle ? 0 : 1, "onnxruntime cannot make a tensor");
+    this.handle = handleFor(runtime, kind, dims, this.place, CPU);
+  }
+
+  /** Put values in, from an index on. */
+  write(values, start = 0) {
+    this.data.set(values, start);
   }
 
   /** Its elements, in place; made anew each time, since memory that grows leaves old views empty. */
@@ -118,8 +128,43 @@ export class Tensor {
   }
 }
 
+/** A tensor of float32 in the GPU's memory. */
+class GpuTensor {
+  constructor(runtime, session, dims) {
+    Object.assign(this, { runtime, dims });
+    const size = Math.ceil((4 * product(dims)) / 16) * 16;
+    const usage = GPUBufferUsage.STORAGE | GPUBufferUsage.COPY_SRC | GPUBufferUsage.COPY_DST;
+    this.buffer = runtime.device.createBuffer({ size, usage }); // zeros, as WebGPU has it
+    const place = runtime.module.webgpuRegisterBuffer(this.buffer, session);
+    this.handle = handleFor(runtime, "float32", dims, place, GPU);
+  }
+
+  write(values, start = 0) {
+    this.runtime.device.queue.writeBuffer(this.buffer, 4 * start, values);
+  }
+
+  release() {
+    this.runtime.module._OrtReleaseTensor(this.handle);
+    this.runtime.module.webgpuUnregisterBuffer(this.buffer);
+    this.buffer.destroy();
+  }
+}
+
+function handleFor(runtime, kind, dims, place, location) {
+  const { module } = runtime;
+  const [code, View] = KINDS[kind];
+  const stack = module.stackSave();
+  const shape = module.stackAlloc(4 * Math.max(dims.length, 1));
+  dims.forEach((size, index) => module.setValue(shape + 4 * index, size, "i32"));
+  const size = product(dims) * View.BYTES_PER_ELEMENT;
+  const handle = module._OrtCreateTensor(code, place, size, shape, dims.length, location);
+  module.stackRestore(stack);
+  runtime.check(handle ? 0 : 1, "onnxruntime cannot make a tensor");
+  return handle;
+}
+
 /** One open graph. */
-export class Session {
+class Session {
   constructor(runtime, handle) {
     this.runtime = runtime;
     this.handle = handle;
@@ -132,6 +177,11 @@ export class Session {
     return this.names.get(text);
   }
 
+  /** A tensor of float32 zeros where this graph computes, for what stays from one run to the next. */
+  tensor(dims) {
+    return this.runtime.gpu ? new GpuTensor(this.runtime, this.handle, dims) : this.runtime.tensor("float32", dims);
+  }
+
   /** The sizes that an output declares; 0 for those that are open. */
   outputDims(wanted) {
     const { module } = this.runtime;
@@ -141,7 +191,8 @@ export class Session {
       module._OrtGetInputOutputCount(this.handle, place, place + 4);
       const [inputs, outputs] = [0, 4].map((offset) => module.getValue(place + offset, "i32"));
       for (let index = inputs; index < inputs + outputs; index += 1) {
-        this.runtime.check(module._OrtGetInputOutputMetadata(this.handle, index, place, place + 4), "the graph's outputs");
+        const code = module._OrtGetInputOutputMetadata(this.handle, index, place, place + 4);
+        this.runtime.check(code, "onnxruntime does not tell the graph's outputs");
         const [name, about] = [0, 4].map((offset) => module.getValue(place + offset, "*"));
         const text = module.UTF8ToString(name);
         const count = module.getValue(about + 4, "i32");
@@ -167,7 +218,8 @@ export class Session {
       values.forEach((value, index) => module.setValue(place + 4 * index, value, "*"));
       return place;
     });
-    const code = await module._OrtRun(this.handle, inNames, ins, inputs.size, outNames, outputs.size, outs, this.options);
+    const counts = [inputs.size, outputs.size];
+    const code = await module._OrtRun(this.handle, inNames, ins, counts[0], outNames, counts[1], outs, this.options);
     module.stackRestore(stack);
     this.runtime.check(code, "onnxruntime cannot compute this step");
   }

@@ -35,8 +35,8 @@ export class TensorFile {
     for (const [key, { kind, shape, begin, end }] of inOrder) {
       const wanted = product(shape) * WIDTHS[kind];
       if (begin !== position || end - begin !== wanted || end > this.data.byteLength) {
-        throw new EdgeftError(`${this.name}: tensor '${key}' ${kind}[${shape}] claims bytes ${begin} to ${end}, which ` +
-          `its shape or the file (${this.data.byteLength} bytes of data) denies`);
+        throw new EdgeftError(`${this.name}: tensor '${key}' ${kind}[${shape}] claims bytes ${begin} to ${end}, ` +
+          `which its shape or the file (${this.data.byteLength} bytes of data) denies`);
       }
       position = end;
     }

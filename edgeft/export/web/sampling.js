@@ -2,7 +2,7 @@
 import { EdgeftError } from "./errors.js";
 import { Pcg64 } from "./random.js";
 
-/** One request's way of choosing; temperature 0 is greedy. Order: repetition penalty, temperature, top-k, top-p, min-p. */
+/** One request's way of choosing; temperature 0 is greedy. The order of the steps is that of the runner in Python. */
 export class Sampler {
   constructor({ temperature = 0, top_k = 0, top_p = 1, min_p = 0, repetition_penalty = 1, seed = null } = {}) {
     const checks = { temperature: temperature >= 0, top_k: top_k >= 0, top_p: top_p > 0 && top_p <= 1,

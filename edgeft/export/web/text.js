@@ -7,7 +7,7 @@ const BROKEN = "\ufffd";
 /** The bundle's tokenizer; `library` is @huggingface/tokenizers. */
 export class Text {
   constructor(library, description) {
-    // its config is what transformers adds to a tokenizer; the runner in Python reads tokenizer.json alone, and so do we
+    // the config is what transformers adds to a tokenizer; the runner in Python reads tokenizer.json alone, too
     this.tokenizer = new library.Tokenizer(description, { clean_up_tokenization_spaces: false });
   }
 
@@ -22,7 +22,8 @@ export class Text {
   }
 
   decode(ids) {
-    return ids.length ? this.tokenizer.decode(ids, { skip_special_tokens: true, clean_up_tokenization_spaces: false }) : "";
+    if (!ids.length) return "";
+    return this.tokenizer.decode(ids, { skip_special_tokens: true, clean_up_tokenization_spaces: false });
   }
 }
 

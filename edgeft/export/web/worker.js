@@ -11,7 +11,8 @@ const actions = {
     model = await load(new URL(address), { threads, report });
     const { manifest, context } = model.bundle;
     return { adapters: manifest.adapters, default_adapter: manifest.default_adapter, context, base: manifest.base,
-             quant: manifest.quant, sampling: model.sampling, threads, memory_mib: model.runtime.memory / 2 ** 20 };
+             quant: manifest.quant, sampling: model.sampling, threads: model.threads, fallback: model.fallback,
+             memory_mib: model.runtime.memory / 2 ** 20 };
   },
 
   async offer({ name, bytes }) {
@@ -53,8 +54,8 @@ const actions = {
 };
 
 function describe(adapter) {
-  return { name: adapter.name, rank: adapter.rank, soft: adapter.soft, length: adapter.length, tasks: adapter.prompt.tasks,
-           kind: adapter.prompt.kind };
+  const { name, rank, soft, length, prompt } = adapter;
+  return { name, rank, soft, length, tasks: prompt.tasks, kind: prompt.kind };
 }
 
 /** Let messages in; a timer would wait four milliseconds each time. */
@@ -85,6 +86,6 @@ onmessage = async ({ data }) => {
 
 function message(error) {
   if (error instanceof EdgeftError) return error.message;
-  if (error instanceof RangeError) return `There is not enough memory in this browser for the model (${error.message}).`;
+  if (error instanceof RangeError) return `This browser has not enough memory for the model (${error.message}).`;
   return `Something went wrong that should not have: ${error.message ?? error}`;
 }
