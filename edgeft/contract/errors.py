@@ -45,11 +45,11 @@ class Faults:
             what = f"{what}  declared {declared}  found {found}"
         self.lines.append(what)
 
-    def raise_if_any(self, advice: str = "", error: type[EdgeftError] = EdgeftError) -> None:
-        """Raise one error with all that was noted, or return if there was nothing."""
+    def raise_if_any(self, advice: str = "", error: type[EdgeftError] = EdgeftError, *, most: int = 12) -> None:
+        """Raise one error with what was noted, the first `most` of it in full; return if there was nothing."""
         if not self.lines:
             return
-        shown = self.lines[:12]
+        shown = self.lines[:most]
         if len(self.lines) > len(shown):
             shown.append(f"... and {len(self.lines) - len(shown)} more")
         body = "\n".join(f"  {line}" for line in shown)
