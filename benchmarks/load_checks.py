@@ -11,6 +11,8 @@ and the graph opened by its name.
     again        a second load in that process, where nothing is left to import
     first token  of a short prompt after the first load; prepared weights are hashed by then too
 
+Then what each check takes by itself, in one process: medians of ten.
+
 The bound is 10 % of `load`, on the bundle as it was exported and after `edgeft install`.
 """
 
@@ -18,8 +20,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import statistics
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -68,12 +72,14 @@ def main() -> None:
             for folder in (plain, work / "prepared"):
                 for how in ("checked", "unchecked") if turn % 2 else ("unchecked", "checked"):
                     rows.setdefault(f"{folder.name} {how}", []).append(child(__file__, folder, how))
+        parts = child(__file__, plain, "parts")
     found = {name: medians(results) for name, results in rows.items()}
     over = {
         name: found[f"{name} checked"]["load"] / found[f"{name} unchecked"]["load"] - 1
         for name in ("plain", "prepared")
     }
-    report = {"benchmark": "load_checks", "machine": machine(), "shape": args.shape, "seconds": found, "overhead": over}
+    report = {"benchmark": "load_checks", "machine": machine(), "shape": args.shape, "seconds": found, "overhead": over,
+              "parts": parts}
     print(json.dumps(report, indent=2) if args.json else describe(report, args.repeats))
     if max(over.values()) > BOUND:
         sys.exit(1)
@@ -86,11 +92,15 @@ def describe(report: dict[str, Any], repeats: int) -> str:
     said = [f"{name}: the checks take {value:+.1%} of the load time ({verdict(value <= BOUND)}, at most {BOUND:.0%})"
             for name, value in report["overhead"].items()]
     return "\n".join([f"{report['shape']}, medians of {repeats}, ms", "",
-                      table(["bundle", "load", "again", "first token"], rows), "", *said])
+                      table(["bundle", "load", "again", "first token"], rows), "",
+                      table(["each by itself, ms", ""], [(name, f"{1000 * took:.1f}")
+                                                         for name, took in report["parts"].items()]), "", *said])
 
 
 def measure(bundle: str, how: str) -> dict[str, float]:
     """One bundle, loaded twice, in seconds."""
+    if how == "parts":
+        return each(Path(bundle))
     started = time.perf_counter()
     import edgeft.run.model  # what load() imports, in both ways before anything is taken out
 
@@ -105,6 +115,37 @@ def measure(bundle: str, how: str) -> dict[str, float]:
         model.generate("a", adapters={}, max_tokens=1, raw=True)
         found.setdefault("first", before + time.perf_counter() - started)
         del model
+    return found
+
+
+def each(folder: Path) -> dict[str, float]:
+    """Seconds of every check by itself, in the median."""
+    from edgeft.contract.bundle import read_bundle
+    from edgeft.contract.chat import chat_renderer
+    from edgeft.run.session import LADDER
+    from edgeft.run.tokenizer import read_tokenizer
+    from edgeft.run.weights import exported_weights
+
+    bundle = read_bundle(folder)
+    first = next(name for name in LADDER if name in bundle.manifest["files"])
+    render = chat_renderer("{% for m in messages %}{{ m.role }}: {{ m.content }}{% endfor %}", {})
+    talk = [{"role": "user", "content": "hello"}] * 4
+    checks: dict[str, Callable[[], object]] = {
+        "bundle.json read and compared": lambda: read_bundle(folder),
+        "all files but the weights and adapters hashed": lambda: bundle.check_files(whole=False),
+        f"{first} hashed and walked": lambda: bundle.graph(first),
+        "tokenizer read and looked at": lambda: read_tokenizer(bundle),
+        "weights hashed, beside the opening": lambda: exported_weights(bundle).wait(),
+        "a template's process started, beside the opening": lambda: chat_renderer("ok", {}),
+        "a template rendered there": lambda: render(talk, True)}
+    found = {}
+    for name, check in checks.items():
+        times = []
+        for _ in range(10):
+            started = time.perf_counter()
+            check()
+            times.append(time.perf_counter() - started)
+        found[name] = statistics.median(times)
     return found
 
 

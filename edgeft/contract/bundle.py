@@ -17,7 +17,7 @@ from .opening import Refused, digest, inside, open_inside, read_bounded
 from .prompt import PromptFormat
 from .tensors import TensorFile
 
-__all__ = ["FORMAT", "MANIFEST", "REQUIRED", "Bundle", "SlotGroup", "read_bundle", "write_manifest"]
+__all__ = ["FORMAT", "MANIFEST", "NAME", "REQUIRED", "Bundle", "SlotGroup", "read_bundle", "write_manifest"]
 
 GRAPH, GRAPH_DATA = "model.onnx", "model.onnx.data"
 SCALED_GRAPH = "model.scale.onnx"  # the same over the same weights, with `scale` slots: they cost every token a little
