@@ -8,7 +8,7 @@ STARTER := build/starter
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test test-arm64 lint starter bench genai openvino clean
+.PHONY: demo test test-arm64 lint starter bench genai openvino fuzz clean
 
 demo: $(READY)
 	$(RUN) -m edgeft demo
@@ -35,6 +35,12 @@ bench: $(READY)
 	$(RUN) benchmarks/train_cpu.py
 	$(RUN) benchmarks/export_size.py
 	$(RUN) benchmarks/export_parity.py
+
+# Each reader of strangers' files, coverage-guided, for so many seconds; needs atheris, which `make fuzz` installs
+SECONDS ?= 60
+fuzz: $(READY)
+	$(RUN) -m pip install --quiet --disable-pip-version-check --editable '.[fuzz]'
+	$(RUN) fuzz/run.py --seconds $(SECONDS)
 
 $(READY): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("edgeft needs Python 3.11 or newer, found " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'

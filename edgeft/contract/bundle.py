@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
-import os
-import re
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from .errors import EdgeftError, Faults, UsageError, did_you_mean
-from .files import disk_errors, read_json, sha256, write_json
+from .files import disk_errors, sha256
+from .graph_file import MAX_GRAPH, Rules, check_graph
+from .manifest import FORMAT, MANIFEST, NAME, REQUIRED, read_manifest, write_manifest
+from .opening import Refused, digest, inside, open_inside, read_bounded
 from .prompt import PromptFormat
+from .tensors import TensorFile
 
-FORMAT = 1
-MANIFEST = "bundle.json"
+__all__ = ["FORMAT", "MANIFEST", "NAME", "REQUIRED", "Bundle", "SlotGroup", "read_bundle", "write_manifest"]
+
 GRAPH, GRAPH_DATA = "model.onnx", "model.onnx.data"
 SCALED_GRAPH = "model.scale.onnx"  # the same over the same weights, with `scale` slots: they cost every token a little
 # over the same weights again, each the fastest at one kind of step (export/variants.py)
@@ -25,9 +28,11 @@ SLOTS_GRAPH = "model.slots.onnx"  # the contract's, its optional inputs required
 STATIC_PREFILL, STATIC_DECODE = "model.static-prefill.onnx", "model.static-decode.onnx"
 LOGITS_TO_KEEP = "logits_to_keep"  # an optional input, as transformers has it: of how many last tokens; 0: of all
 MOST_BLOCKS = 4  # for each module of a group: with more, its A would be stored too often
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-REQUIRED: dict[str, type] = {"base": dict, "graph": dict, "slots": dict, "adapters": dict, "files": dict,
-                             "context": int, "device": dict}
+HEAD_FILE = "head.safetensors"
+MAX_TEXT = 64 << 20  # bytes of tokenizer.json; the largest ones of today have 35 MiB
+CAPPED = (".onnx", ".json", ".jinja")  # files that are read whole
+# Files that a reader takes by their name: one that is there without being listed is never checked, so it is refused.
+TAKEN = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "genai_config.json", HEAD_FILE, GRAPH_DATA)
 
 
 @dataclass(frozen=True)
@@ -148,44 +153,95 @@ class Bundle:
                              f"{'' if self.adapters else ' It has none: `edgeft add` puts one in.'}")
         return self.folder / self.adapters[name]
 
-    def check_files(self, *, whole: bool) -> int:
-        """Compare sizes and digests with the manifest; returns bytes read. EdgeftError lists every difference.
+    def check_files(self, *, whole: bool, most: int = 12) -> int:
+        """Compare sizes and digests with the manifest; returns bytes read. EdgeftError lists the first `most`.
 
-        Without `whole` the weights and the adapters are only measured, so that loading stays fast: an adapter's digest
-        is compared when it is opened.
+        Without `whole` the weights and the adapters are only measured, so that loading stays fast: their digests are
+        compared when they are opened.
         """
         faults = Faults(f"{self.folder}: is not as it was exported")
-        total = 0
-        for name, entry in self.manifest["files"].items():
-            path = self._inside(name, faults)
-            if path is None:
-                continue
-            size = path.stat().st_size
-            if size != entry["size"]:
-                faults.add(name, declared=f"{entry['size']} bytes", found=f"{size} bytes")
-            elif whole or (name != GRAPH_DATA and not name.startswith("adapters/")):
-                total += size
-                found = sha256(path)
-                if found != entry["sha256"]:
-                    faults.add(name, declared=f"sha256 {entry['sha256'][:12]}", found=found[:12])
-        faults.raise_if_any("Copy it again, or export it again.")
+        total = sum(self._check_file(name, whole, faults) for name in self.manifest["files"])
+        faults.lines += [f"{name}: is there and not in the manifest, so it cannot be checked"
+                         for name in self._unlisted()]
+        faults.raise_if_any("Copy it again, or export it again.", most=most)
         return total
 
-    def _inside(self, name: str, faults: Faults) -> Path | None:
-        pure = PurePosixPath(name)
-        path = self.folder / pure
-        if pure.is_absolute() or ".." in pure.parts or "\\" in name or _linked(self.folder, pure):
-            faults.add(f"{name}: points outside the bundle")
-        elif not path.is_file():
-            faults.add(f"{name}: is missing")
-        else:
-            return path
-        return None
+    def _check_file(self, name: str, whole: bool, faults: Faults) -> int:
+        """Note what is wrong with one file; returns bytes read."""
+        entry = self.manifest["files"][name]
+        try:
+            limit = MAX_TEXT if name.endswith(CAPPED) else None
+            with open_inside(self.folder, name, limit) as stream:
+                size = stream.seek(0, 2)
+                if size != entry["size"]:
+                    faults.add(name, declared=f"{entry['size']} bytes", found=f"{size} bytes")
+                    return 0
+                if not whole and (name == GRAPH_DATA or name.startswith("adapters/")):
+                    return 0
+                found = digest(stream)
+        except Refused as error:
+            faults.add(f"{_printable(name)}: {error}")
+            return 0
+        if found != entry["sha256"]:
+            faults.add(name, declared=f"sha256 {entry['sha256'][:12]}", found=found[:12])
+        return size
+
+    def _unlisted(self) -> list[str]:
+        """Files that would be taken by their name, and are not in the manifest."""
+        return [name for name in TAKEN if name not in self.manifest["files"] and (self.folder / name).exists()]
+
+    def read(self, name: str, limit: int = MAX_TEXT) -> bytes:
+        """One of its files, whole, as it was exported: what is returned is what was checked. EdgeftError otherwise."""
+        entry = self.manifest["files"].get(name)
+        if entry is None:
+            raise EdgeftError(f"{self.folder}: {name} is not in its list of files.")
+        try:
+            with open_inside(self.folder, name, min(limit, entry["size"])) as stream:
+                data = read_bounded(stream, limit)
+        except Refused as error:
+            raise EdgeftError(f"{self.folder}: {name} {error}.") from None
+        check_digest(f"{self.folder}: {name}", data, entry)
+        return data
+
+    def graph(self, name: str) -> bytes:
+        """A graph, as it was exported, after a walk over all that it refers to: only the bundle's own weights."""
+        data = self.read(name, MAX_GRAPH)
+        weights = self.manifest["files"].get(GRAPH_DATA)
+        check_graph(name, data, Rules({GRAPH_DATA: weights["size"]} if weights else {}))
+        return data
+
+    def tensors(self, path: Path) -> TensorFile:
+        """A file of tensors, mapped; one of the bundle's own must be listed and no link. No digest is compared."""
+        if path.parent not in (self.folder, self.folder / "adapters"):
+            return TensorFile(path)
+        name = path.relative_to(self.folder).as_posix()
+        if name not in self.manifest["files"]:
+            raise EdgeftError(f"{self.folder}: {name} is not in its list of files.")
+        try:
+            with open_inside(self.folder, name) as stream:
+                return TensorFile(path, stream)
+        except Refused as error:
+            raise EdgeftError(f"{self.folder}: {_printable(name)} {error}.") from None
+
+    def path(self, name: str) -> Path:
+        """Where one of its files lies; EdgeftError if it is a link or lies elsewhere."""
+        try:
+            return inside(self.folder, name)
+        except Refused as error:
+            raise EdgeftError(f"{self.folder}: {_printable(name)} {error}.") from None
 
 
-def _linked(folder: Path, pure: PurePosixPath) -> bool:
-    """Whether any part of a path below `folder` is a link."""
-    return any(os.path.islink(folder.joinpath(*pure.parts[:size])) for size in range(1, len(pure.parts) + 1))
+def check_digest(what: str, data: bytes, entry: dict[str, Any]) -> None:
+    """EdgeftError unless these bytes are the ones that an entry of the manifest tells of."""
+    found = hashlib.sha256(data).hexdigest()
+    if found != entry["sha256"]:
+        raise EdgeftError(f"{what}  declared sha256 {str(entry['sha256'])[:12]}  found {found[:12]}. Copy the bundle "
+                          "again, or export it again.")
+
+
+def _printable(name: str) -> str:
+    said = name if name.isprintable() else repr(name)
+    return said if len(said) <= 100 else f"{said[:100]}..."
 
 
 def read_bundle(folder: Path) -> Bundle:
@@ -194,17 +250,7 @@ def read_bundle(folder: Path) -> Bundle:
     if not (folder / MANIFEST).is_file():
         raise UsageError(f"{folder}: is no bundle (no {MANIFEST})." if folder.is_dir()
                          else f"{folder}: there is no such bundle.")
-    manifest = read_json(folder / MANIFEST)
-    if manifest.get("format") != FORMAT:
-        raise EdgeftError(f"{folder}: bundle format declared {manifest.get('format')!r}, this edgeft reads {FORMAT}.")
-    faults = Faults(f"{folder / MANIFEST}: is not a bundle's manifest")
-    for key, kind in REQUIRED.items():
-        if not isinstance(manifest.get(key), kind):
-            faults.add(f"{key}: must be {kind.__name__}, found {type(manifest.get(key)).__name__}")
-    if not faults.lines:
-        _check_parts(manifest, faults)
-    faults.raise_if_any("Export it again.")
-    return Bundle(folder, manifest)
+    return Bundle(folder, read_manifest(folder))
 
 
 def check_runnable(bundle: Bundle) -> None:
@@ -212,9 +258,8 @@ def check_runnable(bundle: Bundle) -> None:
     manifest = bundle.manifest
     device, graph = manifest["device"], manifest["graph"]
     faults = Faults(f"{bundle.folder}: cannot be run")
-    if not isinstance(device.get("cpu"), dict) or not isinstance(device["cpu"].get("threads"), int) \
-            or not isinstance(device.get("run"), dict) or not {"provider", "options"} <= device["run"].keys():
-        faults.add("device: must hold cpu.threads, run.provider and run.options")
+    if not {"cpu", "run", "limits"} <= device.keys():
+        faults.add("device: must hold cpu.threads, run.provider, run.options and limits.budget_mib")
     if graph.get("cache") not in ("shared", "growing", "none"):
         faults.add("graph.cache", declared=graph.get("cache"), found="must be shared, growing or none")
     static = graph.get("static")
@@ -236,29 +281,6 @@ def check_runnable(bundle: Bundle) -> None:
     faults.raise_if_any("Export it again.")
 
 
-def _check_parts(manifest: dict[str, Any], faults: Faults) -> None:
-    if not isinstance(manifest["base"].get("fingerprint"), str):
-        faults.add("base.fingerprint: must be str")
-    for name, entry in manifest["files"].items():
-        if not isinstance(entry, dict) or not isinstance(entry.get("size"), int) \
-                or not isinstance(entry.get("sha256"), str):
-            faults.add(f"files.{name}: must hold size and sha256")
-    try:
-        for group in (*manifest["slots"].get("lowrank", []), *manifest["slots"].get("scale", [])):
-            SlotGroup.from_json(group)
-        for heads, size in manifest["slots"].get("prefix", []):
-            if not (isinstance(heads, int) and isinstance(size, int)):
-                raise ValueError("prefix must hold pairs of whole numbers")
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        faults.add(f"slots: {type(error).__name__}: {error}")
-    for name, entry in manifest["adapters"].items():
-        file = entry.get("file") if isinstance(entry, dict) else None
-        if not isinstance(file, str) or file not in manifest["files"]:
-            faults.add(f"adapters.{name}: its file is not in the list of files")
-        elif not NAME.fullmatch(name) or file != f"adapters/{name}.safetensors":
-            faults.add(f"adapters.{name}", declared=file, found=f"must be adapters/{name}.safetensors")
-
-
 def describe_file(path: Path) -> dict[str, Any]:
     """Size and digest of a file, as the manifest holds them."""
     return {"size": path.stat().st_size, "sha256": sha256(path)}
@@ -275,10 +297,7 @@ def remove_adapter(folder: Path, name: str) -> None:
     """Take an adapter out: first out of the manifest, then off the disk."""
     bundle = read_bundle(folder)
     bundle.adapter_file(name)  # there must be one
-    faults = Faults(f"{folder}: is not as it was exported")
-    if _linked(folder, PurePosixPath(bundle.adapters[name])):
-        faults.add(f"{bundle.adapters[name]}: points outside the bundle")
-    faults.raise_if_any("Export it again.")
+    bundle.path(bundle.adapters[name])
     manifest = dict(bundle.manifest)
     twin = f"adapters/{name}.onnx_adapter"  # for ONNX Runtime GenAI, if it was written
     gone = {bundle.adapters[name], *({twin} if twin in manifest["files"] else ())}
@@ -291,6 +310,6 @@ def remove_adapter(folder: Path, name: str) -> None:
     if manifest.get("default_adapter") == name:
         manifest["default_adapter"] = None
     with disk_errors(folder):
-        write_json(bundle.folder / MANIFEST, manifest)
+        write_manifest(bundle.folder, manifest)
         for file in gone:
             (bundle.folder / file).unlink(missing_ok=True)

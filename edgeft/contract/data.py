@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from .errors import EdgeftError, Faults, UsageError
+from .opening import Refused, open_plain
 from .prompt import fill
 
+MAX_LINE = 16 << 20  # bytes
 Record = dict[str, Any]
 Segment = tuple[str, bool]  # text, whether it carries loss
 Render = Callable[[list[dict[str, str]], bool], str]  # messages, add_generation_prompt -> text
@@ -66,16 +68,21 @@ def read_lines(path: Path, kind: Callable[[Any], str], advice: str) -> list[Reco
     records: list[Record] = []
     kinds: dict[str, int] = {}
     try:
-        with path.open("rb") as stream:
-            for number, line in enumerate(stream, 1):
+        with open_plain(path) as stream:
+            for number, line in enumerate(iter(lambda: stream.readline(MAX_LINE + 1), b""), 1):
+                if len(line) > MAX_LINE:
+                    faults.add(f"line {number}: is longer than {MAX_LINE >> 20} MiB; what follows was not read")
+                    break
                 if not line.strip():
                     continue
                 try:
-                    record = json.loads(line)
+                    record = json.loads(line.decode("utf-8"))
                     kinds.setdefault(kind(record), number)
                     records.append(record)
                 except (ValueError, RecursionError) as error:
                     faults.add(f"line {number}: {_reason(error)}")
+    except Refused as error:
+        raise UsageError(f"{path}: {error}. A file of JSON lines is needed.") from None
     except OSError as error:
         raise UsageError(f"{path}: cannot be read ({error.strerror}). A file of JSON lines is needed.") from None
     if len(kinds) > 1 and not faults.lines:

@@ -11,10 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from .errors import EdgeftError, Faults, did_you_mean
+from .opening import Refused, open_plain, read_bounded
 
 if TYPE_CHECKING:
     from .grid import Quant
 
+MAX_FILE = 64 << 10
+MOST_DOTS = 100  # in a line: tomllib's memory grows with the square of a key's parts
+MOST = 1 << 40  # of any size or speed; neither infinite nor NaN
 QUANTS = ("fp32", "fp16", "int8", "int4")
 
 
@@ -99,7 +103,13 @@ def read_device(path: Path) -> Device:
     """Read one device file; EdgeftError lists every unknown, missing or mistyped key in it."""
     path = Path(path)
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        with open_plain(path, MAX_FILE) as stream:
+            text = read_bounded(stream, MAX_FILE).decode("utf-8")
+        if any(line.count(".") > MOST_DOTS for line in text.splitlines()):
+            raise ValueError(f"a line holds more than {MOST_DOTS} dots")
+        table = tomllib.loads(text)
+    except Refused as error:
+        raise EdgeftError(f"{path}: {error}") from None
     except OSError as error:
         raise EdgeftError(f"{path}: cannot be read ({error.strerror})") from None
     except (ValueError, RecursionError) as error:
@@ -152,7 +162,7 @@ def _fits(value: Any, wanted: Any) -> bool:
     if origin is dict:
         return isinstance(value, dict) and all(_fits(item, arguments[1]) for item in value.values())
     if wanted in (int, float):  # sizes and speeds: a bool or a negative one is a mistake
-        return isinstance(value, (int, float) if wanted is float else int) and value is not True and value > 0
+        return isinstance(value, (int, float) if wanted is float else int) and value is not True and 0 < value < MOST
     return isinstance(value, wanted)
 
 

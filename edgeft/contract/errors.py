@@ -8,6 +8,9 @@ class EdgeftError(Exception):
 
     exit_code = 1
 
+    def __init__(self, message: str = "") -> None:
+        super().__init__(printable(message))
+
 
 class UsageError(EdgeftError):
     """The words of the call are off: an unknown name, a value out of range, a missing option (exit code 2)."""
@@ -45,11 +48,11 @@ class Faults:
             what = f"{what}  declared {declared}  found {found}"
         self.lines.append(what)
 
-    def raise_if_any(self, advice: str = "", error: type[EdgeftError] = EdgeftError) -> None:
-        """Raise one error with all that was noted, or return if there was nothing."""
+    def raise_if_any(self, advice: str = "", error: type[EdgeftError] = EdgeftError, *, most: int = 12) -> None:
+        """Raise one error with what was noted, the first `most` of it in full; return if there was nothing."""
         if not self.lines:
             return
-        shown = self.lines[:12]
+        shown = self.lines[:most]
         if len(self.lines) > len(shown):
             shown.append(f"... and {len(self.lines) - len(shown)} more")
         body = "\n".join(f"  {line}" for line in shown)
@@ -64,3 +67,12 @@ def did_you_mean(word: str, known: list[str]) -> str:
     if close:
         return f" Did you mean {' or '.join(repr(name) for name in close)}?"
     return f" Known: {', '.join(sorted(known))}." if known else ""
+
+
+def printable(text: str) -> str:
+    """Text with every control character but line breaks and tabs written out.
+
+    Names in messages may be a stranger's, and a terminal obeys what is in them.
+    """
+    return "".join(character if character.isprintable() or character in "\n\t" else
+                   character.encode("unicode_escape").decode() for character in text)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import EdgeftError, UsageError
+from .opening import MAX_JSON, open_plain, parse_json, read_bounded
 
 _HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of renameat2(2)
 
@@ -112,13 +113,24 @@ def _lives(process: int) -> bool:
     return True
 
 
-def link_or_copy(source: Path, target: Path) -> None:
-    """A second name for a file, or a copy where the file system has no hard links."""
+def copy_file(source: Path, target: Path) -> None:
+    """A copy of a file, whose bytes are shared on the disk where the file system can do that.
+
+    Never a second name for it: a bundle's files have one name each, also while another process reads the bundle.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
+    with open(source, "rb") as reader, open(target, "wb") as writer:
+        left = os.fstat(reader.fileno()).st_size
+        try:
+            while left > 0 and hasattr(os, "copy_file_range"):
+                done = os.copy_file_range(reader.fileno(), writer.fileno(), left)
+                if not done:
+                    break
+                left -= done
+        except OSError as error:
+            if error.errno not in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM):
+                raise
+        shutil.copyfileobj(reader, writer)  # goes on where the kernel stopped
 
 
 def sync_tree(folder: Path) -> None:
@@ -165,14 +177,13 @@ def write_text(path: Path, text: str) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object; EdgeftError says what is wrong with it."""
     try:
-        value = json.loads(Path(path).read_text(encoding="utf-8"))
+        with open_plain(Path(path), MAX_JSON) as stream:
+            data = read_bounded(stream, MAX_JSON)
     except OSError as error:
         raise EdgeftError(f"{path}: cannot be read ({error.strerror})") from None
-    except (ValueError, RecursionError) as error:
-        raise EdgeftError(f"{path}: is not JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise EdgeftError(f"{path}: must hold a JSON object, found {type(value).__name__}")
-    return value
+    except ValueError as error:
+        raise EdgeftError(f"{path}: {error}") from None
+    return parse_json(data, path)
 
 
 def sha256(path: Path) -> str:

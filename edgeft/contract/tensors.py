@@ -10,8 +10,10 @@ import hashlib
 import json
 import math
 import mmap
+import re
 import struct
 from collections.abc import Iterator, Mapping
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +21,13 @@ import numpy as np
 
 from .errors import EdgeftError, Faults
 from .files import read_json
+from .opening import Refused, open_plain, parse_json
 from .slots import Array
 
 INDEX = "model.safetensors.index.json"
-MAX_HEADER = 32 << 20
+MAX_HEADER = 8 << 20
+MAX_DIMS = 16
+PICKLED = re.compile(rb"PK\x03\x04|\x80[\x02-\x05]")  # how torch.save and pickle begin
 # bfloat16 has no numpy type: its bits are the upper half of a float32
 DTYPES: dict[str, Any] = {
     "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.uint16, "I64": np.int64, "I32": np.int32,
@@ -38,25 +43,38 @@ class TensorFile(Mapping[str, Array]):
     Raises EdgeftError for anything that is not a well-formed file.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, stream: BufferedReader | None = None) -> None:
+        """Map a file, or an open one: its header is read and checked, its tensors are not touched."""
         self.path = Path(path)
-        try:
-            with self.path.open("rb") as stream:
-                size = stream.seek(0, 2)
-                self._map = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
-        except OSError as error:
-            raise EdgeftError(f"{path}: cannot be read ({error.strerror})") from None
+        if stream is not None:
+            size = self._mapped(stream)
+        else:
+            try:
+                with open_plain(self.path) as opened:
+                    size = self._mapped(opened)
+            except OSError as error:
+                raise EdgeftError(f"{path}: cannot be read ({error.strerror})") from None
+            except Refused as error:
+                raise EdgeftError(f"{path}: {error}") from None
         length = struct.unpack("<Q", self._map[:8])[0] if size >= 8 else -1
         if not 2 <= length <= min(MAX_HEADER, size - 8):
-            raise EdgeftError(f"{path}: is not a safetensors file, or was cut short")
+            raise EdgeftError(f"{path}: " + ("is pickled, which can run code when opened: save it again with "
+                                             "safe_serialization=True" if PICKLED.match(self._map[:4]) else
+                                             "is not a safetensors file, or was cut short"))
+        header = parse_json(self._map[8 : 8 + length], f"{path}: has a broken safetensors header")
         try:
-            header = json.loads(self._map[8 : 8 + length])
             self.metadata = _strings(header.pop("__metadata__", {}))
             self._entries = {name: _entry(entry) for name, entry in header.items()}
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise EdgeftError(f"{path}: has a broken safetensors header ({error})") from None
         self._start = 8 + length
         self._check_ranges(size - self._start)
+
+    def _mapped(self, stream: BufferedReader) -> int:
+        """Map the open file itself, whatever its name means meanwhile; returns its size."""
+        size = stream.seek(0, 2)
+        self._map = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
+        return size
 
     def _check_ranges(self, available: int) -> None:
         position = 0
@@ -112,6 +130,8 @@ def _entry(entry: dict[str, Any]) -> tuple[str, tuple[int, ...], int, int]:
     if kind not in DTYPES:
         raise ValueError(f"unknown dtype {kind!r}")
     numbers = [*shape, begin, end]
+    if len(shape) > MAX_DIMS:
+        raise ValueError(f"{len(shape)} dimensions; at most {MAX_DIMS} are read")
     if not all(type(number) is int and 0 <= number < 1 << 62 for number in numbers):
         raise ValueError(f"sizes must be whole numbers, found {numbers}")
     return kind, tuple(shape), begin, end

@@ -23,10 +23,11 @@ from edgeft.contract.bundle import (
     check_name,
     describe_file,
     read_bundle,
+    write_manifest,
 )
 from edgeft.contract.device import Cpu, Device, Graph, Limits, Run
 from edgeft.contract.errors import EdgeftError, Faults, UsageError
-from edgeft.contract.files import disk_errors, link_or_copy, refuse_existing, scratch, staged, sync_tree, write_json
+from edgeft.contract.files import copy_file, disk_errors, refuse_existing, scratch, staged, sync_tree
 from edgeft.contract.fit import Fit, fit
 from edgeft.contract.grid import Quant, fingerprint
 from edgeft.contract.plan import Wish
@@ -113,9 +114,9 @@ def add(bundle_folder: Path, source: Path, name: str, *, host: Host, base: str |
     check_description(job, job.quant)
     weights = Source(job.base.weights, job.base.tied)
     manifest = {**bundle.manifest}
-    with scratch(bundle_folder) as stage:  # a second name for every file, so that the bundle itself stays whole
+    with scratch(bundle_folder) as stage:  # a copy, so that the bundle itself stays whole
         for file in manifest["files"]:
-            link_or_copy(bundle_folder / file, stage / file)
+            copy_file(bundle_folder / file, stage / file)
         file = _write_adapter(job, weights, Places(bundle.kinds, bundle.linears, bundle.prefix_layers, bundle.context,
                                                     bundle.slot_rank), stage)
         manifest["adapters"] = {**manifest["adapters"], name: _adapter_entry(job)}
@@ -132,7 +133,7 @@ def add(bundle_folder: Path, source: Path, name: str, *, host: Host, base: str |
         with disk_errors(bundle_folder):
             (bundle_folder / "adapters").mkdir(exist_ok=True)
             os.replace(stage / file, bundle_folder / file)
-            write_json(bundle_folder / MANIFEST, manifest)
+            write_manifest(bundle_folder, manifest)
     return dict(report)
 
 
@@ -239,7 +240,7 @@ def _write_manifest(stage: Path, manifest: dict[str, Any]) -> None:
     names = sorted(path.relative_to(stage).as_posix() for path in stage.rglob("*")
                    if path.is_file() and path.name != MANIFEST)
     manifest["files"] = {name: describe_file(stage / name) for name in names}
-    write_json(stage / MANIFEST, manifest)
+    write_manifest(stage, manifest)
 
 
 def _predict(job: Job) -> Fit:

@@ -18,18 +18,17 @@ import numpy as np
 
 from edgeft.contract.artifact import Artifact, read_artifact
 from edgeft.contract.budget import Budget
-from edgeft.contract.bundle import MANIFEST, describe_file, read_bundle
+from edgeft.contract.bundle import MANIFEST, describe_file, read_bundle, write_manifest
 from edgeft.contract.device import Device
 from edgeft.contract.errors import EdgeftError, UsageError
 from edgeft.contract.files import (
+    copy_file,
     disk_errors,
-    link_or_copy,
     read_json,
     refuse_existing,
     scratch,
     sync_folder,
     sync_tree,
-    write_json,
 )
 from edgeft.contract.tensors import TensorFile, write_tensors
 
@@ -75,10 +74,10 @@ def add_within(budget: Budget, bundle: Path, source: Path, name: str, *, host: H
     budget.check_files()
     artifact = read_artifact(source)
     _check_scalable(artifact, False, how.get("rank", 0))
-    with scratch(bundle) as folder:  # a second name for every file: the bundle itself stays as it is to the end
+    with scratch(bundle) as folder:  # a copy: the bundle itself stays as it is to the end
         copy = folder / bundle.resolve().name
         for file in (*whole.manifest["files"], MANIFEST):
-            link_or_copy(bundle / file, copy / file)
+            copy_file(bundle / file, copy / file)
         report = add(copy, source, name, host=host, **how)
         job = _job(budget, artifact, name, how.get("task"))
         _keep(copy, job, _fit(copy, job))
@@ -88,7 +87,7 @@ def add_within(budget: Budget, bundle: Path, source: Path, name: str, *, host: H
             (bundle / "adapters").mkdir(exist_ok=True)
             file = manifest["adapters"][name]["file"]
             os.replace(copy / file, bundle / file)
-            write_json(bundle / MANIFEST, manifest)
+            write_manifest(bundle, manifest)
     return {**report, **manifest["parity"]["adapters"][name], "entry": manifest["adapters"][name]}
 
 
@@ -164,12 +163,12 @@ def _keep(bundle: Path, job: Mapping[str, Any], found: Mapping[str, Any]) -> Non
     manifest["files"][f"adapters/{name}.safetensors"] = describe_file(path)
     entry = manifest["adapters"][name]
     entry |= _told(job, found, scale, dict(found["known"])[scale])
-    write_json(bundle / MANIFEST, manifest)
+    write_manifest(bundle, manifest)
     if scale == 1:
         return
     manifest["parity"]["adapters"][name]["scale"] = 1.0  # what was proven is the adapter as trained
     _answer_again(bundle, manifest["parity"]["replay"], name)
-    write_json(bundle / MANIFEST, manifest)
+    write_manifest(bundle, manifest)
     after = _ask(bundle, {**job, "data": None}, fit=False, base_loss=found["base_loss"])["forgetting"]
     if after > job["budget"]:
         raise EdgeftError(f"{job['source']}: forgets {after:+.6f} nats per token with the scale {scale:g} folded in, "
@@ -223,7 +222,7 @@ def _merged(budget: Budget, job: Mapping[str, Any], found: Mapping[str, Any], fo
         forgotten = float(measured["forgetting"])
         if forgotten <= budget.nats:
             manifest["merged"] = _told(job, {**found, "task": measured["task"]}, scale, forgotten)
-            write_json(bundle / MANIFEST, manifest)
+            write_manifest(bundle, manifest)
             return bundle
         figures.append(f"  scale {scale:g}: forgets {forgotten:+.4f} nats per token")
         scale = round(0.99 * scale * max(0.3, (budget.nats / forgotten) ** (1 / GROWTH)), 4)

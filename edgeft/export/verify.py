@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from edgeft.contract.bundle import MANIFEST, describe_file
+from edgeft.contract.bundle import MANIFEST, describe_file, write_manifest
 from edgeft.contract.errors import EdgeftError, Faults
-from edgeft.contract.files import link_or_copy, scratch, write_json
+from edgeft.contract.files import copy_file, scratch
 from edgeft.contract.tensors import TensorFile
 
 from .oracle import Oracle
@@ -131,7 +131,7 @@ def exact_copy(bundle: Path) -> Iterator[Path]:
     with scratch(bundle / "exact") as folder:
         for name in manifest["files"]:
             if not name.endswith(".onnx"):
-                link_or_copy(bundle / name, folder / name)
+                copy_file(bundle / name, folder / name)
                 continue
             model = ir.load(bundle / name)
             for node in model.graph:
@@ -139,7 +139,7 @@ def exact_copy(bundle: Path) -> Iterator[Path]:
                     node.attributes["accuracy_level"] = ir.AttrInt64("accuracy_level", 0)
             ir.save(model, folder / name)
             manifest["files"][name] = describe_file(folder / name)
-        write_json(folder / MANIFEST, manifest)
+        write_manifest(folder, manifest)
         yield folder
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from importlib.resources import files
 from pathlib import Path
 
-from edgeft.contract.bundle import GRAPH, GRAPH_DATA, MANIFEST, describe_file, read_bundle
+from edgeft.contract.bundle import GRAPH, GRAPH_DATA, describe_file, read_bundle, write_manifest
 from edgeft.contract.device import Device
 from edgeft.contract.errors import EdgeftError
-from edgeft.contract.files import link_or_copy, write_json
+from edgeft.contract.files import copy_file
 
 from .npm import Package, packages, read_package
 
@@ -68,11 +68,11 @@ def page_beside(bundle: Path, device: Device, out: Path) -> Path:
     from_npm = read_packages(device, generates=manifest.get("task") == "text-generation")
     out.mkdir(parents=True)
     for name in kept:
-        link_or_copy(bundle / name, out / name)
+        copy_file(bundle / name, out / name)
     write_page(out, from_npm)
     made = sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file())
     manifest["files"] = {name: manifest["files"].get(name) or describe_file(out / name) for name in made}
-    write_json(out / MANIFEST, manifest)
+    write_manifest(out, manifest)
     return out
 
 

@@ -21,6 +21,7 @@ from edgeft.contract.tensors import TensorFile
 PREFIX = re.compile(r"prefix\.(0|[1-9]\d{0,4})\.(key|value)")
 Prefix = Mapping[int, tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]]  # layer -> (k, v) [kv_heads, n, head_dim]
 Stamp = tuple[int, int, int, int]  # device, inode, size, time of the last change in ns
+FLOATS = ("F32", "F16", "BF16", "F64")
 _serials = itertools.count()
 _checks = ThreadPoolExecutor(1, "adapter-check")  # hashing leaves the interpreter free to pack meanwhile
 
@@ -94,7 +95,7 @@ def open_adapter(name: str, path: Path, bundle: Bundle) -> Adapter:
 
     Its bytes are checked meanwhile: `checked.result()` waits for that and raises an EdgeftError of its own.
     """
-    stamp, tensors = _stamp(path), TensorFile(path)
+    stamp, tensors = _stamp(path), bundle.tensors(path)
     faults = Faults(f"{path.name}: cannot be loaded into bundle '{bundle.folder.name}'")
     found = tensors.metadata.get("base_fingerprint", "")
     if found != bundle.fingerprint:
@@ -104,6 +105,8 @@ def open_adapter(name: str, path: Path, bundle: Bundle) -> Adapter:
         if key.startswith("head."):
             continue  # checked by read_head, where the graph's hidden size is known
         module, _, part = key.rpartition(".")
+        if tensors.dtype(key) not in FLOATS:
+            faults.add(key, declared=f"one of {', '.join(FLOATS)}", found=tensors.dtype(key))
         if PREFIX.fullmatch(key):
             _check_prefix(key, tensors, bundle, faults)
         elif part == "scale" and module in scales:

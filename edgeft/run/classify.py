@@ -12,18 +12,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnxruntime as ort
 
+from edgeft.contract.bundle import HEAD_FILE
 from edgeft.contract.data import read_records
 from edgeft.contract.errors import EdgeftError, Faults, UsageError
 from edgeft.contract.heads import Head, encode_limited, pool, read_head
 from edgeft.contract.memory import peak_mib
-from edgeft.contract.tensors import TensorFile
+
+from .tokenizer import refusing
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from .model import Model
 
-HIDDEN, OWN = "hidden", "head.safetensors"
+HIDDEN, OWN = "hidden", HEAD_FILE
 TOKENS_PER_PASS = 4096  # padded tokens of a batch that go through the graph at once
 Rows = Sequence[Mapping[str, float]]
 
@@ -77,7 +79,7 @@ def head_of(model: Model, adapters: Mapping[str, float]) -> Head | None:
     if found:
         return next(iter(found.values()))
     if OWN in model.bundle.manifest["files"]:
-        return read_head(TensorFile(model.bundle.folder / OWN), _width(model))
+        return read_head(model.bundle.tensors(model.bundle.folder / OWN), _width(model))
     return None
 
 
@@ -109,7 +111,8 @@ def answer(model: Model, texts: Sequence[str], adapters: Rows) -> list[Answer]:
     """Every text with its own adapters: labels with scores where a head is in use, and the embedding."""
     if len(texts) != len(adapters):
         raise UsageError(f"{len(texts)} texts and {len(adapters)} sets of adapters do not match.")
-    encoded = [encode_limited(model.tokenizer, text, model.context) for text in texts]
+    with refusing(f"{model.bundle.folder}: its tokenizer cannot encode this"):
+        encoded = [encode_limited(model.tokenizer, text, model.context) for text in texts]
     if any(not ids for ids, _ in encoded):
         raise UsageError("A text is empty: there is nothing to classify.")
     heads = _heads(model, adapters)

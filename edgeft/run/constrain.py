@@ -15,8 +15,9 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from edgeft.contract.errors import EdgeftError, UsageError
+from edgeft.contract.opening import open_plain, read_bounded
 
-from .schema import read_schema
+from .schema import MAX_SCHEMA, read_schema
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
@@ -51,6 +52,8 @@ class Grammar:
     def from_lark(cls, text: str, tokenizer: Tokenizer, eos: frozenset[int], vocabulary: int,
                   name: str = "grammar") -> Grammar:
         """The language of the rule `start` of a grammar in llguidance's dialect of Lark; errors as for a schema."""
+        if len(text) > MAX_SCHEMA:
+            raise EdgeftError(f"{name}: {len(text)} characters, at most {MAX_SCHEMA} are read")
         return cls._build("lark", text, tokenizer, eos, vocabulary, name)
 
     @classmethod
@@ -137,7 +140,8 @@ def _read(path: Path | None, option: str) -> str | None:
     if path is None:
         return None
     try:
-        return path.read_text(encoding="utf-8")
+        with open_plain(path, 4 * MAX_SCHEMA) as stream:
+            return read_bounded(stream, 4 * MAX_SCHEMA).decode("utf-8")
     except OSError as error:
         raise UsageError(f"{path}: cannot be read ({error.strerror}). {option} takes a file.") from None
     except ValueError as error:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from tokenizers import Tokenizer
 
+from .tokenizer import refusing
+
 HELD = 8  # tokens: no character has more bytes than 4, so what is broken for longer stays broken
 BROKEN = "\ufffd"
 
@@ -36,4 +38,5 @@ class Detokenizer:
         return new
 
     def _text(self, end: int) -> str:
-        return self._tokenizer.decode(self._ids[self._start : end], skip_special_tokens=True)
+        with refusing("The tokenizer cannot decode this"):
+            return self._tokenizer.decode(self._ids[self._start : end], skip_special_tokens=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 
-from edgeft.contract.errors import EdgeftError
+from edgeft.contract.wire import BYTES, fields, text, unsound
 
 Entries = dict[str, str]  # location, offset, length, prepacked_0, ...
 Change = Callable[[str, Entries], Entries]  # (tensor's name, its entries) -> its new entries
@@ -21,7 +21,6 @@ CHILDREN: dict[str, dict[int, str]] = {  # message -> field number -> message
     "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph"},
 }
 TENSOR_NAME, TENSOR_EXTERNAL, NODE_INPUT, MODEL_GRAPH, GRAPH_NODE = 8, 13, 1, 7, 1
-VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 DEEPEST = 32  # messages within messages; a graph of ours has 5
 
 
@@ -48,7 +47,7 @@ def _sorted_nodes(graph: memoryview, weights: Mapping[str, int]) -> bytes:
     others: list[bytes] = []
     for number, kind, raw, payload in _fields(graph):
         if (number, kind) == (GRAPH_NODE, BYTES):
-            reads = [_text(value) for field, sort, _, value in _fields(payload) if (field, sort) == (NODE_INPUT, BYTES)]
+            reads = [text(value) for field, sort, _, value in _fields(payload) if (field, sort) == (NODE_INPUT, BYTES)]
             nodes.append((max((weights.get(name, 0) for name in reads), default=0), bytes(raw)))
         else:
             others.append(bytes(raw))
@@ -58,7 +57,7 @@ def _sorted_nodes(graph: memoryview, weights: Mapping[str, int]) -> bytes:
 
 def _rewrite(message: str, data: memoryview, change: Change, depth: int) -> bytes:
     if depth > DEEPEST:
-        raise _unsound("its messages lie too deep")
+        raise unsound("its messages lie too deep")
     if message == "tensor":
         return _rewrite_tensor(data, change)
     parts: list[bytes] = []
@@ -73,13 +72,13 @@ def _rewrite_tensor(data: memoryview, change: Change) -> bytes:
     name, entries, rest = "", Entries(), list[bytes]()
     for number, kind, raw, payload in _fields(data):
         if (number, kind) == (TENSOR_EXTERNAL, BYTES):
-            pair = {field: _text(value) for field, sort, _, value in _fields(payload) if sort == BYTES}
+            pair = {field: text(value) for field, sort, _, value in _fields(payload) if sort == BYTES}
             if not pair.keys() >= {1} or pair[1] in entries:
-                raise _unsound("a tensor's external data has no key, or one twice")
+                raise unsound("a tensor's external data has no key, or one twice")
             entries[pair[1]] = pair.get(2, "")
             continue
         if (number, kind) == (TENSOR_NAME, BYTES):
-            name = _text(payload)
+            name = text(payload)
         rest.append(bytes(raw))
     if not entries:
         return bytes(data)
@@ -90,37 +89,8 @@ def _rewrite_tensor(data: memoryview, change: Change) -> bytes:
 
 def _fields(data: memoryview) -> Iterator[tuple[int, int, memoryview, memoryview]]:
     """Fields of a message: number, wire type, the whole field, and what it holds."""
-    position = 0
-    while position < len(data):
-        start = position
-        tag, position = _varint(data, position)
-        kind = tag & 7
-        begin = position
-        if kind == VARINT:
-            _, position = _varint(data, position)
-        elif kind == BYTES:
-            size, begin = _varint(data, position)
-            position = begin + size
-        elif kind in (FIXED64, FIXED32):
-            position += 8 if kind == FIXED64 else 4
-        else:
-            raise _unsound(f"there is no wire type {kind}")
-        if position > len(data):
-            raise _unsound("a field ends after its message")
-        yield tag >> 3, kind, data[start:position], data[begin:position]
-
-
-def _varint(data: memoryview, position: int) -> tuple[int, int]:
-    value = 0
-    for shift in range(0, 70, 7):
-        if position >= len(data):
-            break
-        byte = data[position]
-        position += 1
-        value |= (byte & 127) << shift
-        if byte < 128:
-            return value, position
-    raise _unsound("a number does not end")
+    for number, kind, start, content, end in fields(data, 0, len(data)):
+        yield number, kind, data[start:end], data[content:end]
 
 
 def _message(number: int, payload: bytes) -> bytes:
@@ -134,14 +104,3 @@ def _number(value: int) -> bytes:
         value >>= 7
     made.append(value)
     return bytes(made)
-
-
-def _text(data: memoryview) -> str:
-    try:
-        return str(data, "utf-8")
-    except UnicodeDecodeError:
-        raise _unsound("a name is not text") from None
-
-
-def _unsound(why: str) -> EdgeftError:
-    return EdgeftError(f"The graph is no sound ONNX file: {why}. Export the bundle again.")

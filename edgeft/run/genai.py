@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from edgeft.contract.bundle import MANIFEST, Bundle, describe_file, read_bundle
+from edgeft.contract.bundle import Bundle, describe_file, read_bundle, write_manifest
 from edgeft.contract.errors import UsageError
-from edgeft.contract.files import disk_errors, scratch, sync_tree, write_json
+from edgeft.contract.files import disk_errors, scratch, sync_tree
 
 from .adapters import Adapter, open_adapter
 from .packing import gate, scales, side_by_side
@@ -43,7 +43,7 @@ def write_genai_adapters(folder: Path) -> dict[str, Any]:
         with disk_errors(bundle.folder):
             for made in sorted(stage.iterdir()):
                 os.replace(made, bundle.folder / "adapters" / made.name)
-            write_json(bundle.folder / MANIFEST, manifest)
+            write_manifest(bundle.folder, manifest)
     return {"written": written, "left_out": left_out}
 
 

@@ -7,9 +7,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from edgeft.contract.bundle import MANIFEST, Bundle, read_bundle
+from edgeft.contract.bundle import Bundle, read_bundle, write_manifest
 from edgeft.contract.errors import EdgeftError, Faults, UsageError
-from edgeft.contract.files import disk_errors, scratch, sha256, sync_folder, sync_tree, write_json
+from edgeft.contract.files import disk_errors, scratch, sha256, sync_folder, sync_tree
 
 from .model import Model
 from .unpack import check_adapter, opened, read_manifest, unpack
@@ -107,7 +107,7 @@ def _take_in(manifest: dict[str, Any], bundle: Bundle, stage: Path) -> None:
         (bundle.folder / "adapters").mkdir(exist_ok=True)
         os.replace(stage / file, bundle.folder / file)
         sync_folder(bundle.folder / "adapters")
-        write_json(bundle.folder / MANIFEST, made)
+        write_manifest(bundle.folder, made)
         sync_folder(bundle.folder)
 
 

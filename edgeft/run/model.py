@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from collections.abc import AsyncIterator, Generator, Iterator, Mapping, Sequence
@@ -30,11 +31,14 @@ from .fixed import FixedLanes
 from .growing import GrowingLanes
 from .lanes import Lanes
 from .prefixes import Prefixes
+from .prepared import PREPARED
 from .provider import Wanted
 from .request import Generation, Request, deadline_of
 from .sampling import Sampler
 from .session import Graphs
 from .shelf import Shelf
+from .tokenizer import read_tokenizer, refusing
+from .weights import exported_weights
 
 if TYPE_CHECKING:
     from .aio import Worker
@@ -63,16 +67,16 @@ class Model:
         before, began = rss_mib() * MIB, time.perf_counter()
         self.bundle = read_bundle(Path(bundle))
         check_runnable(self.bundle)
+        weights = exported_weights(self.bundle)
+        if not os.path.lexists(self.bundle.folder / PREPARED):
+            weights.start()  # reads beside all that follows
         self.bundle.check_files(whole=False)
-        try:
-            self.tokenizer: Tokenizer = Tokenizer.from_file(str(self.bundle.folder / "tokenizer.json"))
-            self.tokenizer.no_truncation()  # some files keep what they were last called with: it would cut prompts
-            self.tokenizer.no_padding()
-        except Exception as error:  # tokenizers raises bare Exceptions
-            raise EdgeftError(f"{self.bundle.folder}: its tokenizer.json cannot be read ({error})") from None
-        template = read_chat_template(self.bundle.folder)
+        self.tokenizer: Tokenizer = read_tokenizer(self.bundle)
+        template = read_chat_template(self.bundle.folder, set(self.bundle.manifest["files"]))
         self.render = faithful(template) if template else None
-        self.graphs = Graphs(self.bundle, threads, several=several, provider=provider)
+        self.graphs = Graphs(self.bundle, threads, several=several, provider=provider, weights=weights)
+        if template is not None:
+            template.ready()
         self.budget = Budget(self._limit(memory), int(before) + RUNTIME + self.graphs.weight_bytes)
         self.graphs.frugal = self.budget.limit < self.budget.fixed + 2 * self.graphs.weight_bytes + RUNTIME
         self.shelf = Shelf(self.bundle, self.budget)
@@ -154,7 +158,8 @@ class Model:
         if len(text) > LONGEST * self.context:
             raise EdgeftError(f"The prompt has {len(text):,} characters, and the bundle's context is {self.context} "
                               f"tokens: no more than {LONGEST} characters a token are read.")
-        return encode_text(self.tokenizer, text)
+        with refusing(f"{self.bundle.folder}: its tokenizer cannot encode this"):
+            return encode_text(self.tokenizer, text)
 
     def generate(self, prompt: str | Messages, *, adapters: Adapters | None = None, **options: Any) -> Generation:
         """Answer one prompt.
@@ -274,6 +279,9 @@ class Model:
             raise UsageError(f"max_tokens must be at least 1, found {request.max_tokens}.")
         if not request.prompt:
             raise UsageError("The prompt is empty: there is nothing to go on from.")
+        if self.graphs.vocabulary and not 0 <= max(request.prompt) < self.graphs.vocabulary:
+            raise EdgeftError(f"{self.bundle.folder}: its tokenizer gives token {max(request.prompt)}, and its graph "
+                              f"has {self.graphs.vocabulary}. They do not belong together; export it again.")
         if len(request.prompt) + request.soft >= self.context:
             after = f" after a soft prompt of {request.soft}" if request.soft else ""
             raise EdgeftError(f"The prompt has {len(request.prompt)} tokens{after}, and the bundle's context is "

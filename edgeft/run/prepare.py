@@ -31,6 +31,8 @@ def prepare(bundle: Bundle) -> Path:
     final = bundle.folder / PREPARED
     with staged(final, replace=True) as stage:
         graphs = graph_names(bundle)
+        for name in graphs:
+            bundle.graph(name)  # nothing that it must not refer to; what is opened next is the same file
         _write_graphs(bundle, graphs, stage)
         for name in graphs:
             check_equal(bundle, name, stage / name)

@@ -11,14 +11,17 @@ from typing import Any
 
 import onnxruntime as ort
 
-from edgeft.contract.bundle import Bundle
+from edgeft.contract.bundle import Bundle, check_digest
 from edgeft.contract.errors import EdgeftError, Faults
 from edgeft.contract.events import warn
-from edgeft.contract.files import read_json, sha256
+from edgeft.contract.files import read_json
+from edgeft.contract.graph_file import MAX_GRAPH, PREPARED_DOMAINS, Rules, check_graph
+from edgeft.contract.opening import Refused, digest, open_inside, read_bounded
 
 FORMAT = 1
 PREPARED, PREPARED_MANIFEST = "prepared", "prepared.json"
 PROVIDER = "CPUExecutionProvider"  # the others prepare weights in ways of their own
+OWN_PROVIDERS = (PROVIDER, "XnnpackExecutionProvider")  # they take a graph from memory
 ISA = ("avx", "amx", "fma", "f16c", "sse4", "asimd", "fphp", "sve", "sme", "i8mm", "bf16")  # what kernels are chosen by
 Providers = Sequence[tuple[str, dict[str, Any]]]
 
@@ -36,11 +39,34 @@ class Prepared:
         total = 0
         for name, entry in self.files.items():
             total += entry["size"]
-            found = sha256(self.folder / name)
+            try:
+                with open_inside(self.folder, name) as stream:
+                    found = digest(stream)
+            except Refused as error:
+                faults.add(f"{name}: {error}")
+                continue
             if found != entry["sha256"]:
                 faults.add(name, declared=f"sha256 {entry['sha256'][:12]}", found=found[:12])
         faults.raise_if_any(f"Run `edgeft install {self.folder.parent}`.")
         return total
+
+
+    @property
+    def weights(self) -> str:
+        """The file of weights that all its graphs share."""
+        return next(name for name in self.files if name.endswith(".data"))
+
+    def graph(self, name: str) -> bytes:
+        """A prepared graph, checked as those of a bundle are; EdgeftError otherwise."""
+        try:
+            with open_inside(self.folder, name, self.files[name]["size"]) as stream:
+                data = read_bounded(stream, MAX_GRAPH)
+        except (Refused, KeyError) as error:
+            raise EdgeftError(f"{self.folder}: {name} {error}.") from None
+        check_digest(f"{self.folder}: {name}", data, self.files[name])
+        check_graph(name, data, Rules({file: entry["size"] for file, entry in self.files.items()
+                                       if file.endswith(".data")}, PREPARED_DOMAINS, prepacked=True))
+        return data
 
 
 def machine() -> dict[str, Any]:
@@ -126,14 +152,21 @@ def _check_files(folder: Path, files: dict[str, Any], graphs: list[str], faults:
     for name in graphs:
         if name not in files:
             faults.add(f"{name}: is not listed")
+    if sum(name.endswith(".data") for name in files) != 1:
+        faults.add("one file of weights must be listed")
     for name, entry in files.items():
-        path = folder / name
-        if Path(name).name != name or "\\" in name or path.is_symlink() or not path.is_file():
-            faults.add(f"{name}: is missing, or no file of this folder")
-        elif not isinstance(entry, dict) or path.stat().st_size != entry.get("size"):
-            faults.add(f"{name}: its size differs")
-        elif name.endswith(".onnx") and sha256(path) != entry.get("sha256"):
-            faults.add(f"{name}: its digest differs")
+        if not isinstance(entry, dict) or type(entry.get("size")) is not int \
+                or not isinstance(entry.get("sha256"), str):
+            faults.add(f"{name}: must hold size and sha256")
+            continue
+        try:
+            with open_inside(folder, name) as stream:
+                if stream.seek(0, 2) != entry["size"]:
+                    faults.add(f"{name}: its size differs")
+                elif name.endswith(".onnx") and digest(stream) != entry["sha256"]:
+                    faults.add(f"{name}: its digest differs")
+        except Refused as error:
+            faults.add(f"{name}: {error}")
 
 
 def find_prepared(bundle: Bundle) -> Prepared | None:
@@ -150,6 +183,7 @@ def find_prepared(bundle: Bundle) -> Prepared | None:
     from .prepare import prepare
 
     try:
+        bundle.check_files(whole=True)  # what is prepared is read again only as it was prepared
         prepare(bundle)
         return read_prepared(bundle)
     except EdgeftError as error:
@@ -170,8 +204,21 @@ def open_graph(bundle: Bundle, prepared: Prepared | None, file: str, settings: o
         level = settings.graph_optimization_level
         settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL  # all is done already
         try:
-            return ort.InferenceSession(str(prepared.folder / file), settings, providers=providers)
+            return start(prepared.graph(file), prepared.folder, file, settings, providers)
         except Exception as error:  # onnxruntime raises its own kinds, none of them documented
             _say_without(prepared.folder, str(error).splitlines()[0], "it was found when it was opened")
             settings.graph_optimization_level = level
-    return ort.InferenceSession(str(bundle.folder / file), settings, providers=providers)
+    return start(bundle.graph(file), bundle.folder, file, settings, providers)
+
+
+def start(graph: bytes, folder: Path, file: str, settings: ort.SessionOptions,
+          providers: Providers) -> ort.InferenceSession:
+    """A session over the very bytes that were checked, with their weights in `folder`.
+
+    Providers other than onnxruntime's own look for a model's folder by its path, so these get the file's name instead.
+    """
+    settings.add_session_config_entry("session.load_model_format", "ONNX")  # whatever the bytes look like
+    if any(name not in OWN_PROVIDERS for name, _ in providers):
+        return ort.InferenceSession(str(folder / file), settings, providers=providers)
+    settings.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder.resolve()))
+    return ort.InferenceSession(graph, settings, providers=providers)

@@ -8,6 +8,7 @@ from typing import Any
 
 from edgeft.contract.errors import EdgeftError, Faults, did_you_mean
 
+MAX_SCHEMA = 1 << 20  # characters of a schema, or of a grammar
 # What llguidance acts on or refuses by itself. It passes over everything else, so a misspelt bound would bind nothing.
 KEYWORDS = frozenset("""
     $schema $id id $ref $defs definitions $anchor $dynamicRef $dynamicAnchor $recursiveRef $recursiveAnchor
@@ -28,14 +29,17 @@ def read_schema(schema: Mapping[str, Any] | str, name: str) -> str:
     """A schema as JSON text; EdgeftError says that it is no JSON object, or lists every keyword that would be
     passed over."""
     try:
+        if isinstance(schema, str) and len(schema) > MAX_SCHEMA:
+            raise ValueError(f"{len(schema)} characters, at most {MAX_SCHEMA} are read")
         value = json.loads(schema) if isinstance(schema, str) else schema
         text = json.dumps(value, allow_nan=False)
+        parts = list(_parts(value, "#")) if isinstance(value, Mapping) else []
     except (TypeError, ValueError, RecursionError) as error:
         raise EdgeftError(f"{name}: is not JSON ({error})") from None
     if not isinstance(value, Mapping):
         raise EdgeftError(f"{name}: must hold a JSON schema, which is an object, found {type(value).__name__}.")
     faults = Faults(f"{name}: holds what would be passed over in silence")
-    for place, part in _parts(value, "#"):
+    for place, part in parts:
         for key in part:
             if key not in KEYWORDS | ANNOTATIONS and not key.startswith("x-"):
                 faults.add(f"{place}: unknown keyword {key!r}.{_nearest(key)}")

@@ -25,6 +25,7 @@ from edgeft.contract.errors import EdgeftError
 from .pages import let_go
 from .prepared import Prepared, find_prepared, open_graph
 from .provider import CPU, FREEZES, Provider, Wanted, check_placed, choose, settings_for
+from .weights import WeightsCheck, exported_weights
 
 Array = np.ndarray[Any, Any]
 # Each of these can do what those before it do, at a higher price per token.
@@ -46,6 +47,8 @@ class Session:
         settings.log_severity_level = 3
         try:
             self.ort = open_graph(bundle, prepared, file, settings_for(provider[0], settings), [provider])
+        except EdgeftError:
+            raise
         except Exception as error:  # onnxruntime raises its own kinds, none of them documented
             raise EdgeftError(f"{bundle.folder}: onnxruntime cannot open {file} "
                               f"({str(error).splitlines()[0]})") from None
@@ -93,12 +96,13 @@ class Graphs:
     """
 
     def __init__(self, bundle: Bundle, threads: int | None = None, *, several: bool = False,
-                 provider: Wanted = None) -> None:
+                 provider: Wanted = None, weights: WeightsCheck | None = None) -> None:
         self.bundle = bundle
         device = bundle.manifest["device"]
         self.threads = threads or int(device["cpu"]["threads"])
         self.provider = choose(bundle, provider)
         self.prepared = find_prepared(bundle) if self.provider[0] == CPU else None
+        self.weights, self._proven = self._weights(weights), False
         self.several = several or self.prepared is not None
         self.frugal, self._last = False, ""  # frugal: give back what another graph mapped; costs some ms a switch
         files = set(bundle.manifest["files"])
@@ -109,9 +113,20 @@ class Graphs:
         self.shared, self.padding = graph["cache"] == "shared", graph.get("padding", "anywhere")
         self.static: dict[str, Any] = graph.get("static") or {}  # of fixed shapes: what export/static.py says of them
         self.several = self.several or bool(self.static)
-        first = self.get(self.static["decode"] if self.static else self.ladder[0])
+        if self.prepared is None:
+            self.weights.start()  # beside the opening, which takes longer
+        self._last = str(self.static["decode"]) if self.static else self.ladder[0]
+        first = self._start(self._last)
+        self.weights.start()
         self.layers, self.outputs = first.layers, first.outputs
         self.vocabulary = int(first.outputs["logits"][2]) if "logits" in first.outputs else 0
+
+    def _weights(self, exported: WeightsCheck | None) -> WeightsCheck:
+        """Of the file that the graphs will map."""
+        if self.prepared is None:
+            return exported or exported_weights(self.bundle)
+        name = self.prepared.weights
+        return WeightsCheck(self.prepared.folder, name, self.prepared.files[name])
 
     @property
     def opened(self) -> list[str]:
@@ -144,7 +159,14 @@ class Graphs:
                         self._file("lowrank", single=False))
 
     def get(self, file: str) -> Session:
-        """This graph, or without `several` the open one if that can do as much."""
+        """This graph, or without `several` the open one if that can do as much.
+
+        No pass is made over weights that are not the recorded ones: those as exported were hashed while the graph was
+        opened; prepared ones, which open in less time than that takes, are waited for here.
+        """
+        if not self._proven:
+            self.weights.wait()
+            self._proven = True
         if self.frugal and self.prepared is not None and self._last not in ("", file):
             let_go(self.prepared.folder)  # pages of another graph's mapping would count beside this one's
         self._last = file
@@ -170,6 +192,8 @@ class Graphs:
             raise EdgeftError(f"{self.bundle.folder}: {self.provider[0]} takes the optional inputs of {file} for "
                               "constants, so that an adapter would change nothing. Export it for a device of this "
                               "provider.")
+        if self.prepared is None:
+            self.weights.wait()
         self._open[file] = session
         if self.prepared is not None:
             let_go()  # opening read the weights as exported, too

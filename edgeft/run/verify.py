@@ -1,25 +1,32 @@
-"""Check a bundle where it stands: every digest, every adapter's fit, and the answers recorded at export."""
+"""Check a bundle where it stands: every digest and reference, every adapter's fit, and the recorded answers."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from edgeft.contract.bundle import read_bundle
-from edgeft.contract.errors import EdgeftError
+from edgeft.contract.bundle import Bundle, check_runnable, read_bundle
+from edgeft.contract.chat import read_chat_template
+from edgeft.contract.errors import EdgeftError, Faults
 
+from .adapters import open_adapter
 from .classify import raw_outputs
 from .model import Model
+from .tokenizer import read_tokenizer
 
 LEAST = {"fp32": 1.0, "fp16": 0.9}  # share of recorded tokens that must come again; integer grids: see below
 LEAST_ON_GRID = 0.5  # other processors round int8 activations differently, and one flip changes all that follows
+MOST = 200  # faults that are told
 
 
 def verify(folder: Path) -> dict[str, Any]:
     """Digests, bounds, and a replay of the recorded answers; EdgeftError says all that is wrong."""
     bundle = read_bundle(folder)
-    size = bundle.check_files(whole=True)
+    faults = Faults(f"{folder}: is not as it was exported")
+    size = examine(bundle, faults)
+    faults.raise_if_any("Copy it again, or export it again.", most=MOST)
     model = Model(folder)
     if model.graphs.prepared is not None:
         size += model.graphs.prepared.check_whole()
@@ -61,3 +68,34 @@ def follow(model: Model, ids: list[int], tokens: list[int], adapters: dict[str, 
     found += [int(lanes.step([token])[0].argmax()) for token in tokens[:-1]]
     lanes.close()
     return found
+
+
+def examine(bundle: Bundle, faults: Faults) -> int:
+    """Read every file and note all that is wrong with any of them; returns bytes read."""
+    def tried(look: Callable[[], Any]) -> Any:
+        try:
+            return look()
+        except EdgeftError as error:
+            faults.lines += [line for line in str(error).splitlines() if line not in faults.lines]
+            return None
+
+    files = bundle.manifest["files"]
+    tried(lambda: check_runnable(bundle))
+    size = tried(lambda: bundle.check_files(whole=True, most=MOST)) or 0
+    for name in files:
+        if name.endswith(".onnx"):
+            tried(partial(bundle.graph, name))
+    if "tokenizer.json" in files:
+        tried(lambda: read_tokenizer(bundle))
+    render = tried(lambda: read_chat_template(bundle.folder, set(files)))
+    if render is not None:
+        tried(render.ready)
+    for name in bundle.adapters:
+        tried(partial(_check_adapter, bundle, name))
+    return int(size)
+
+
+def _check_adapter(bundle: Bundle, name: str) -> None:
+    adapter = open_adapter(name, bundle.adapter_file(name), bundle)
+    adapter.checked.result()
+    adapter.prompt  # noqa: B018  what its header says of prompts is checked when it is read

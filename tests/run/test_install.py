@@ -72,13 +72,13 @@ def test_prepared_answers_are_the_same(kind: str, tmp_path: Path, request: pytes
     folder = Path(shutil.copytree(request.getfixturevalue(kind), tmp_path / "bundle"))
     before = answers(folder)
     result = install(folder)
-    opened: list[str] = []
-    real = preparation.ort.InferenceSession
-    monkeypatch.setattr(preparation.ort, "InferenceSession",
-                        lambda path, *rest, **more: opened.append(path) or real(path, *rest, **more))
+    opened: list[Path] = []
+    real = preparation.start
+    monkeypatch.setattr(preparation, "start",
+                        lambda graph, place, *rest: opened.append(place) or real(graph, place, *rest))
     assert answers(folder) == before
     assert opened
-    assert all(Path(path).parent.name == "prepared" for path in opened)
+    assert all(place.name == "prepared" for place in opened)
     assert result["graphs"] == sorted(path.name for path in folder.glob("*.onnx"))
     assert before[0][0] != before[0][1], "the adapter changes nothing, so this test sees nothing"
 
