@@ -9,16 +9,20 @@ import click
 from edgeft.contract.errors import UsageError
 from edgeft.listings import print_json
 from edgeft.train_command import FOLDER
+from edgeft.trust_commands import trust_options
 
 
 @click.command("install")
 @click.argument("bundle", type=FOLDER)
 @click.option("--to", type=FOLDER, metavar="DIR", help="Copy it there; what stood there is kept as DIR.previous.")
 @click.option("--remove", is_flag=True, help="Take the prepared weights away again.")
+@trust_options
 @click.option("--json", "as_json", is_flag=True)
-def install_command(bundle: Path, to: Path | None, remove: bool, as_json: bool) -> None:
+def install_command(bundle: Path, to: Path | None, remove: bool, keys: tuple[Path, ...], require: bool | None,
+                    allow_rollback: bool, as_json: bool) -> None:
     """Verify a bundle and prepare its weights for this very machine: mapped, and shared by processes."""
     from edgeft.run.install import describe, install, remove_prepared
+    from edgeft.run.trust import Trust
 
     if remove:
         if to is not None:
@@ -27,5 +31,5 @@ def install_command(bundle: Path, to: Path | None, remove: bool, as_json: bool) 
         text = "removed the prepared weights" if removed else "had no prepared weights"
         print_json({"folder": str(bundle), "removed": removed}) if as_json else click.echo(f"{bundle}: {text}")
         return
-    result = install(bundle, to)
+    result = install(bundle, to, Trust(keys, require, allow_rollback))
     print_json(result) if as_json else click.echo(describe(result))

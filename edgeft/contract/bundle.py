@@ -11,8 +11,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from .errors import EdgeftError, Faults, UsageError, did_you_mean
-from .files import disk_errors, read_json, sha256, write_json
+from .files import disk_errors, locked, read_json, sha256, write_json
 from .prompt import PromptFormat
+from .signature import SUFFIX
 
 FORMAT = 1
 MANIFEST = "bundle.json"
@@ -74,6 +75,11 @@ class Bundle:
     def fingerprint(self) -> str:
         """Of the base; an adapter for another one is refused."""
         return str(self.manifest["base"]["fingerprint"])
+
+    @property
+    def version(self) -> int:
+        """What its publisher counts; where one is installed, a lower one is refused. 0: not counted."""
+        return int(self.manifest.get("version", 0))
 
     @property
     def slots(self) -> list[SlotGroup]:
@@ -222,6 +228,8 @@ def check_runnable(bundle: Bundle) -> None:
 def _check_parts(manifest: dict[str, Any], faults: Faults) -> None:
     if not isinstance(manifest["base"].get("fingerprint"), str):
         faults.add("base.fingerprint: must be str")
+    if type(manifest.get("version", 0)) is not int or not 0 <= manifest.get("version", 0) < 1 << 63:
+        faults.add("version", declared=manifest["version"], found="must be a whole number from 0 on")
     for name, entry in manifest["files"].items():
         if not isinstance(entry, dict) or not isinstance(entry.get("size"), int) \
                 or not isinstance(entry.get("sha256"), str):
@@ -256,7 +264,15 @@ def check_name(name: str) -> str:
 
 def remove_adapter(folder: Path, name: str) -> None:
     """Take an adapter out: first out of the manifest, then off the disk."""
+    read_bundle(folder)  # before anything is locked: it may be no bundle
+    with locked(folder):
+        _remove_adapter(folder, name)
+
+
+def _remove_adapter(folder: Path, name: str) -> None:
     bundle = read_bundle(folder)
+    if name not in bundle.adapters and NAME.fullmatch(name) and _delete(folder / f"adapters/{name}.safetensors"):
+        return  # a killed `add` or `remove` had left the file, which is in no list
     path = bundle.adapter_file(name)
     faults = Faults(f"{folder}: is not as it was exported")
     if _linked(folder, PurePosixPath(bundle.adapters[name])):
@@ -274,4 +290,13 @@ def remove_adapter(folder: Path, name: str) -> None:
         manifest["default_adapter"] = None
     with disk_errors(folder):
         write_json(bundle.folder / MANIFEST, manifest)
-        path.unlink(missing_ok=True)
+    _delete(path)
+
+
+def _delete(path: Path) -> bool:
+    """Take an adapter's file and its signature off the disk; whether there was any."""
+    found = [item for item in (path, path.with_name(path.name + SUFFIX)) if os.path.lexists(item)]
+    with disk_errors(path):
+        for item in found:
+            item.unlink()
+    return bool(found)

@@ -5,38 +5,64 @@ from __future__ import annotations
 import os
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from edgeft.contract.bundle import MANIFEST, Bundle, check_runnable, read_bundle
 from edgeft.contract.errors import EdgeftError, UsageError
-from edgeft.contract.files import disk_errors, exchange, scratch, sweep, sync_folder, sync_tree
+from edgeft.contract.files import disk_errors, locked, scratch, sweep, sync_tree
+from edgeft.contract.signature import BUNDLE_SIGNATURE, LARGEST, SUFFIX
 
 from .prepare import prepare
 from .prepared import PREPARED, Prepared, can_prepare, machine, read_prepared
+from .rollback import previous_of, switch
+from .trust import Trust, check_arrival, remember
+from .verify import verify
+
+ANYTHING = Trust()
 
 
-def install(folder: Path, to: Path | None = None) -> dict[str, Any]:
+def install(folder: Path, to: Path | None = None, trust: Trust = ANYTHING) -> dict[str, Any]:
     """Verify a bundle and prepare its weights, at `to` if given; what stood there is kept as `to`.previous.
 
-    Killed at any moment it leaves the old or the new. EdgeftError if a file is not as exported or the prepared graphs
-    compute something else; then nothing has changed.
+    Killed at any moment it leaves the old or the new. EdgeftError if a file is not as exported, the prepared graphs
+    compute something else, the recorded answers do not come again, or the place does not trust it; then nothing has
+    changed.
     """
     started = time.perf_counter()
-    for name in (folder / PREPARED, *([to] if to is not None else [])):
-        with disk_errors(name):
-            sweep(name)  # what a killed one left takes as much room as the weights
+    place = to if to is not None else folder
     bundle = _verified(folder)
-    if to is not None and not _is_there(bundle, to):
-        _refuse_target(bundle, to)
-        _replace(bundle, to)
-        already = False
-    else:
-        bundle = _verified(to) if to is not None else bundle
-        already = _make_ready(bundle)
-    place = read_bundle(to if to is not None else folder)
-    prepared = read_prepared(place) if can_prepare(place) else None
-    return _report(place, prepared, already, time.perf_counter() - started)
+    check_arrival(bundle, place, trust)
+    with _alone(place, to):
+        for name in (folder / PREPARED, *([to] if to is not None else [])):
+            with disk_errors(name):
+                sweep(name)  # what a killed one left takes as much room as the weights
+        if to is not None and not _is_there(bundle, to):
+            _refuse_target(bundle, to)
+            _replace(bundle, to, trust)
+            already = False
+        else:
+            already = _make_ready(_verified(place))
+        with disk_errors(place):
+            remember(place, trust)
+    installed = read_bundle(place)
+    prepared = read_prepared(installed) if can_prepare(installed) else None
+    return _report(installed, prepared, already, time.perf_counter() - started)
+
+
+@contextmanager
+def _alone(place: Path, to: Path | None) -> Iterator[None]:
+    """No other process changes the place, or puts another bundle there."""
+    with ExitStack() as locks:
+        if to is not None:
+            with disk_errors(to):
+                to.parent.mkdir(parents=True, exist_ok=True)
+            locks.enter_context(locked(to.parent))
+        if place.is_dir():
+            locks.enter_context(locked(place))
+        yield
 
 
 def remove_prepared(folder: Path) -> bool:
@@ -68,6 +94,11 @@ def _make_ready(bundle: Bundle) -> bool:
     except EdgeftError:
         pass  # stale or damaged: it is made again, and what is wrong with it goes with it
     prepare(bundle)
+    try:
+        verify(bundle.folder)
+    except EdgeftError:
+        remove_prepared(bundle.folder)
+        raise
     return False
 
 
@@ -78,42 +109,41 @@ def _is_there(bundle: Bundle, to: Path) -> bool:
         other.check_files(whole=True)
     except EdgeftError:
         return False
-    return other.manifest == bundle.manifest
+    return other.manifest == bundle.manifest and _signatures(other) == _signatures(bundle)
 
 
 def _refuse_target(bundle: Bundle, to: Path) -> None:
     source, target = bundle.folder.resolve(), to.resolve()
     if target.is_relative_to(source) or source.is_relative_to(target):
         raise UsageError(f"--to {to}: lies within the bundle, or the bundle within it. Choose another place.")
-    for path in (to, _previous(to)):
+    for path in (to, previous_of(to)):
         if os.path.lexists(path) and not (path / MANIFEST).is_file():
             raise UsageError(f"{path}: is there and is no bundle, so it is left alone. Choose another place, or remove "
                              "it first.")
 
 
-def _previous(to: Path) -> Path:
-    return to.with_name(f"{to.name}.previous")
-
-
-def _replace(bundle: Bundle, to: Path) -> None:
+def _replace(bundle: Bundle, to: Path, trust: Trust) -> None:
     """Copy the bundle beside `to`, check and prepare the copy, and only then let it take the name."""
-    previous = _previous(to)
     with scratch(to) as stage:
         for name in (MANIFEST, *bundle.manifest["files"]):
             (stage / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(bundle.folder / name, stage / name)
+        for name, data in _signatures(bundle).items():
+            (stage / name).write_bytes(data)
         copy = _verified(stage)
+        check_arrival(copy, to, trust)  # of the very bytes that will stand there
         if can_prepare(copy):
             prepare(copy)
         sync_tree(stage)
-        if os.path.lexists(to):
-            if previous.exists():
-                shutil.rmtree(previous)
-            stage.rename(previous)
-            exchange(previous, to)  # from here on the new one has the name and the old one is the previous
-        else:
-            stage.rename(to)
-        sync_folder(to.parent)
+        switch(stage, to)
+
+
+def _signatures(bundle: Bundle) -> dict[str, bytes]:
+    """The signatures that there are, by file; they are in no list of files."""
+    names = (BUNDLE_SIGNATURE, *(f"{file}{SUFFIX}" for file in bundle.adapters.values()))
+    paths = {name: bundle.folder / name for name in names}
+    return {name: path.read_bytes() for name, path in paths.items()
+            if path.is_file() and not path.is_symlink() and path.stat().st_size <= LARGEST}
 
 
 def _report(bundle: Bundle, prepared: Prepared | None, already: bool, seconds: float) -> dict[str, Any]:

@@ -15,10 +15,12 @@ import onnxruntime as ort
 
 from edgeft.contract.bundle import Bundle
 from edgeft.contract.errors import UsageError
+from edgeft.contract.signature import read_policy
 
 from . import packing
 from .adapters import Adapter, Prefix, open_adapter
 from .budget import Budget
+from .signing import check_adapter
 
 Array = np.ndarray[Any, Any]
 Values = dict[str, ort.OrtValue]
@@ -46,6 +48,7 @@ class Shelf:
     def __init__(self, bundle: Bundle, budget: Budget) -> None:
         self.bundle, self.budget = bundle, budget
         self.groups, self.scales = bundle.slots, bundle.scales
+        self._policy = read_policy(bundle.folder)  # the bundle's own adapters were asked for it when they came
         self._paths: dict[str, Path] = {}  # registered beside the bundle's own
         self._open: OrderedDict[str, Adapter] = OrderedDict()
         self._users: Counter[str] = Counter()
@@ -88,6 +91,8 @@ class Shelf:
                 self._open.move_to_end(name)
                 return self._open[name]
             adapter = open_adapter(name, self._paths.get(name) or self.bundle.adapter_file(name), self.bundle)
+            if self._policy and name in self._paths:
+                check_adapter(self._paths[name], self._policy.keys, digest=adapter.tensors.sha256())
             self._open[name] = adapter
             while len(self._open) > OPEN:
                 oldest = next((item for item in self._open if not self._users[item] and item != name), None)
