@@ -27,6 +27,7 @@ from edgeft.report_command import report_command
 from edgeft.run_commands import adapters_option, bench_command, chat_command, run_command
 from edgeft.train.launch import first_to_fail, is_main
 from edgeft.train_command import FOLDER, Methods
+from edgeft.trust_commands import check_signatures, key_option, rollback_command, sign_command
 
 
 class Commands(click.Group):
@@ -121,12 +122,14 @@ def eval_command(subject: Path, data: Path | None, probe: Path | None, pairs: Pa
 @click.option("--rounding", type=click.Choice(["rtn", "mse"]), help="How codes are chosen. [the device file's]")
 @click.option("--name", help="The adapter's name. [its folder's]")
 @click.option("--task", help="Whose prompt to ship, of a method that learns one for each task.")
+@click.option("--version", type=click.IntRange(0), default=0, metavar="N",
+              help="Your count of this bundle: where one is installed, a lower one is refused.")
 @budget_options
 @click.option("--json", "as_json", is_flag=True, help="Print the parity report as JSON.")
 def export_command(source: Path | None, device: str, out: Path, merge: bool, base: str | None,
                    graph: Path | None, quant: str | None, block: str | None, asymmetric: bool | None,
-                   rounding: str | None, name: str | None, task: str | None, as_adapter: bool, rank: int | None,
-                   as_json: bool, **limit: Any) -> None:
+                   rounding: str | None, name: str | None, task: str | None, version: int, as_adapter: bool,
+                   rank: int | None, as_json: bool, **limit: Any) -> None:
     """Write a verified bundle for a device: an ONNX base with the adapter beside it, or merged."""
     host = plugins.host()
     if merge and as_adapter:
@@ -146,7 +149,7 @@ def export_command(source: Path | None, device: str, out: Path, merge: bool, bas
                                         symmetric=None if asymmetric is None else not asymmetric)
     make = partial(export_within, budget) if budget else export
     report = make(source, target, out, host=host, merge=merge, base=base, quant=grid if detailed else quant, name=name,
-                  task=task, rank=compressed, graph=graph)
+                  task=task, rank=compressed, graph=graph, version=version)
     print_json(report) if as_json else click.echo(describe(report, out))
 
 
@@ -204,19 +207,23 @@ def remove_command(bundle: Path, name: str) -> None:
 
 @cli.command("verify")
 @click.argument("bundle", type=FOLDER)
+@key_option
 @click.option("--json", "as_json", is_flag=True)
-def verify_command(bundle: Path, as_json: bool) -> None:
-    """Check every digest and bound of a bundle and show its recorded parity."""
+def verify_command(bundle: Path, keys: tuple[Path, ...], as_json: bool) -> None:
+    """Check every digest and bound of a bundle, its signatures if a key is given, and show its recorded parity."""
     from edgeft.run.verify import verify
 
-    result = verify(bundle)
+    signed = check_signatures(bundle, keys)
+    result = {**verify(bundle), **({"signed": signed} if keys else {})}
     print_json(result) if as_json else click.echo(
         f"{bundle}: {result['files']} files, {result['bytes'] / 2**20:.1f} MiB, every digest as recorded\n"
-        f"replayed {result['replayed']} recorded answers: {result['agreement']:.0%} of tokens equal")
+        f"replayed {result['replayed']} recorded answers: {result['agreement']:.0%} of tokens equal" + "".join(
+            f"\nsigned by {key}: {f'adapter {name}' if name else 'the bundle'}" for name, key in signed.items()))
 
 
-for command in (fit_command, pack_command, install_command, run_command, chat_command, bench_command, genai_command,
-                report_command, methods_command, devices_command, plugins_command):
+for command in (fit_command, pack_command, install_command, rollback_command, sign_command, run_command, chat_command,
+                bench_command, genai_command, report_command, methods_command, devices_command,
+                plugins_command):
     cli.add_command(command)
 
 

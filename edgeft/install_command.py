@@ -9,6 +9,7 @@ import click
 from edgeft.contract.errors import UsageError
 from edgeft.listings import print_json
 from edgeft.train_command import FOLDER
+from edgeft.trust_commands import trust_options
 
 
 @click.command("install")
@@ -16,8 +17,10 @@ from edgeft.train_command import FOLDER
 @click.option("--to", type=FOLDER, metavar="DIR", help="Put it there; what stood there is kept as DIR.previous. Of a "
               "packed adapter: the bundle that it goes into.")
 @click.option("--remove", is_flag=True, help="Take the prepared weights away again.")
+@trust_options
 @click.option("--json", "as_json", is_flag=True)
-def install_command(bundle: Path, to: Path | None, remove: bool, as_json: bool) -> None:
+def install_command(bundle: Path, to: Path | None, remove: bool, keys: tuple[Path, ...], require: bool | None,
+                    allow_rollback: bool, as_json: bool) -> None:
     """Verify a bundle and prepare its weights for this very machine: mapped, and shared by processes.
 
     A file that `edgeft pack` wrote is unpacked first: a bundle to a folder, an adapter into the bundle at --to.
@@ -35,8 +38,9 @@ def install_command(bundle: Path, to: Path | None, remove: bool, as_json: bool) 
             print_json(put) if as_json else click.echo(install_adapter.describe(put))
             return
     from edgeft.run.install import describe, install
+    from edgeft.run.trust import Trust
 
-    result = install(bundle, to)
+    result = install(bundle, to, Trust(keys, require, allow_rollback))
     print_json(result) if as_json else click.echo(describe(result))
 
 

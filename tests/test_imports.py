@@ -57,7 +57,8 @@ def test_contract_itself_imports_no_numpy():
 
 
 def test_run_imports_the_devices_libraries_alone():
-    import_all(TRAIN | EXPORT | HOST | {"llguidance"}, ["edgeft.run", *modules("edgeft/run", "edgeft.run")])
+    import_all(TRAIN | EXPORT | HOST | {"llguidance", "cryptography"},
+               ["edgeft.run", *modules("edgeft/run", "edgeft.run")])
 
 
 def test_reports_are_made_where_nothing_is_trained_exported_or_run():
@@ -71,7 +72,7 @@ def test_run_needs_the_devices_libraries():
 ALLOWED = {"contract": {"numpy", "jinja2", "huggingface_hub"},
            "train": {"numpy", "tokenizers"} | TRAIN,
            "export": {"numpy", "tokenizers", "onnxruntime"} | TRAIN | EXPORT,
-           "run": {"numpy", "onnxruntime", "tokenizers", "llguidance"}}
+           "run": {"numpy", "onnxruntime", "tokenizers", "llguidance", "cryptography"}}
 
 
 def imported(tree):
@@ -124,7 +125,7 @@ def test_what_lists_and_helps_imports_no_library(arguments):
 def test_help_lists_every_command():
     text = fresh(HEAVY, HELP, "--help").stdout
     for command in ("demo", "methods", "devices", "plugins", "train", "eval", "export", "add", "remove", "verify",
-                    "run", "chat", "bench", "genai", "report"):
+                    "run", "chat", "bench", "genai", "report", "fit", "pack", "install", "rollback", "sign"):
         assert f"\n  {command} " in text
 
 

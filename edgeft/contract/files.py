@@ -19,6 +19,11 @@ from typing import Any
 from .errors import EdgeftError, UsageError
 from .opening import MAX_JSON, open_plain, parse_json, read_bounded
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 _HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of renameat2(2)
 
 
@@ -65,14 +70,52 @@ def scratch(final: Path) -> Iterator[Path]:
 
 def exchange(one: Path, other: Path) -> None:
     """Swap two folders' names: in one step on Linux, in three where the system or the disk cannot."""
-    if sys.platform == "linux":
-        rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
-        if rename and rename(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE) == 0:
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None) if sys.platform == "linux" else None
+    if rename:
+        if rename(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE) == 0:
             return
+        if (code := ctypes.get_errno()) not in (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP):
+            raise OSError(code, os.strerror(code), str(other))
     aside = other.parent / f".{other.name}.old-{os.getpid()}"  # `sweep` gives it its name back after a kill
     other.rename(aside)
-    one.rename(other)
+    try:
+        one.rename(other)
+    except BaseException:
+        aside.rename(other)
+        raise
     aside.rename(one)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Be the only process that changes what a folder holds; others wait, and say so. Readers need no lock.
+
+    The lock is the folder's own (flock), so that nothing is left behind by a process that is killed.
+    """
+    if fcntl is None:
+        yield
+        return
+    with disk_errors(folder):
+        descriptor = os.open(folder, os.O_RDONLY)
+        while not _lock(descriptor, folder):
+            os.close(descriptor)  # another folder has taken the name meanwhile
+            descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, folder: Path) -> bool:
+    """Lock an open folder; whether it still has its name then."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        print(f"{folder}: another process is changing it; waiting", file=sys.stderr, flush=True)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    except OSError:  # some network file systems lock nothing
+        return True
+    return os.path.exists(folder) and os.path.samestat(os.fstat(descriptor), os.stat(folder))
 
 
 @contextmanager

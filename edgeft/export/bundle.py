@@ -27,11 +27,22 @@ from edgeft.contract.bundle import (
 )
 from edgeft.contract.device import Cpu, Device, Graph, Limits, Run
 from edgeft.contract.errors import EdgeftError, Faults, UsageError
-from edgeft.contract.files import copy_file, disk_errors, refuse_existing, scratch, staged, sync_tree
+from edgeft.contract.files import (
+    copy_file,
+    disk_errors,
+    locked,
+    refuse_existing,
+    scratch,
+    staged,
+    sweep,
+    sync_folder,
+    sync_tree,
+)
 from edgeft.contract.fit import Fit, fit
 from edgeft.contract.grid import Quant, fingerprint
 from edgeft.contract.plan import Wish
 from edgeft.contract.shape import shape_of
+from edgeft.contract.signature import refuse_if_signed_only
 
 from .accelerate import prepare_for_provider
 from .adapters import Places, lower, merge_weight, write_adapter
@@ -57,12 +68,12 @@ if TYPE_CHECKING:
 
 def export(source: Path, device: Device, out: Path, *, host: Host, merge: bool = False, base: str | None = None,
            quant: str | Quant | None = None, name: str | None = None, task: str | None = None, rank: int = 0,
-           scale: float = 1.0, graph: Path | None = None) -> dict[str, Any]:
+           scale: float = 1.0, graph: Path | None = None, version: int = 0) -> dict[str, Any]:
     """Write a bundle and return its manifest; below the bar nothing is left behind.
 
     `quant`: a kind on the device's own blocks, or a whole grid. `rank`: compress what was learned, a whole tuned model
     too, to a low-rank adapter beside its base. `scale`: how much of the change is merged.
-    `graph`: an ONNX file of the base that others made, used instead of one built here.
+    `graph`: an ONNX file of the base that others made, used instead of one built here. `version`: its publisher's.
     """
     refuse_existing(out)
     job = resolve(source, device, host, merge=merge, base=base, quant=quant, name=name, task=task, rank=rank,
@@ -87,6 +98,7 @@ def export(source: Path, device: Device, out: Path, *, host: Host, merge: bool =
         if from_npm:
             write_page(stage, from_npm)
         manifest = _manifest(job, built, assembly, _memory(predicted))
+        manifest |= {"version": version} if version else {}
         if job.standard:
             prepare_for_provider(job, assembly.slots, stage, manifest)
         _write_manifest(stage, manifest)
@@ -98,7 +110,16 @@ def export(source: Path, device: Device, out: Path, *, host: Host, merge: bool =
 
 def add(bundle_folder: Path, source: Path, name: str, *, host: Host, base: str | None = None,
         task: str | None = None, rank: int = 0) -> dict[str, Any]:
-    """Put one more adapter beside a bundle's base; returns its parity report."""
+    """Put one more adapter beside a bundle's base; returns its parity report. Another `add` to it waits meanwhile."""
+    bundle = read_bundle(bundle_folder)
+    sweep(bundle_folder)
+    check_room(bundle, name)
+    with locked(bundle_folder):
+        return _add(bundle_folder, source, name, host=host, base=base, task=task, rank=rank)
+
+
+def _add(bundle_folder: Path, source: Path, name: str, *, host: Host, base: str | None, task: str | None,
+         rank: int) -> dict[str, Any]:
     bundle = read_bundle(bundle_folder)
     check_room(bundle, name)
     bundle.check_files(whole=True)
@@ -129,12 +150,23 @@ def add(bundle_folder: Path, source: Path, name: str, *, host: Host, base: str |
                               "adapters": {**manifest["parity"]["adapters"], name: report},
                               "replay": [*manifest["parity"]["replay"],
                                          *(item for item in parity["replay"] if item["adapters"])]}
-        sync_tree(stage / "adapters")
-        with disk_errors(bundle_folder):
-            (bundle_folder / "adapters").mkdir(exist_ok=True)
-            os.replace(stage / file, bundle_folder / file)
-            write_manifest(bundle_folder, manifest)
+        put_adapter(bundle_folder, stage, file, manifest)
     return dict(report)
+
+
+def put_adapter(bundle_folder: Path, stage: Path, file: str, manifest: dict[str, Any]) -> None:
+    """Move a finished adapter into a bundle, then tell its manifest: a file that is in no list is never read."""
+    sync_tree(stage / "adapters")
+    with disk_errors(bundle_folder):
+        (bundle_folder / "adapters").mkdir(exist_ok=True)
+        os.replace(stage / file, bundle_folder / file)
+        try:
+            sync_folder(bundle_folder / "adapters")
+            write_manifest(bundle_folder, manifest)
+        except BaseException:
+            (bundle_folder / file).unlink(missing_ok=True)
+            raise
+        sync_folder(bundle_folder)
 
 
 def check_room(bundle: Bundle, name: str) -> None:
@@ -143,6 +175,7 @@ def check_room(bundle: Bundle, name: str) -> None:
     if name in bundle.adapters:
         raise UsageError(f"{bundle.folder}: has an adapter {name!r} already. Choose another name, or "
                          f"`edgeft remove {bundle.folder} {name}` first.")
+    refuse_if_signed_only(bundle.folder, "an adapter that is made")
     if not bundle.kinds:
         raise UsageError(f"{bundle.folder}: its graph takes no adapters. Export the base without --merge.")
 

@@ -23,7 +23,7 @@ from edgeft.contract.device import Device
 from edgeft.contract.errors import EdgeftError, UsageError
 from edgeft.contract.files import (
     copy_file,
-    disk_errors,
+    locked,
     read_json,
     refuse_existing,
     scratch,
@@ -33,7 +33,7 @@ from edgeft.contract.files import (
 from edgeft.contract.tensors import TensorFile, write_tensors
 
 from . import verify
-from .bundle import add, check_room, export
+from .bundle import add, check_room, export, put_adapter
 
 if TYPE_CHECKING:
     from edgeft.plugins import Host
@@ -69,12 +69,12 @@ def export_within(budget: Budget, source: Path, device: Device, out: Path, *, ho
 
 def add_within(budget: Budget, bundle: Path, source: Path, name: str, *, host: Host, **how: Any) -> dict[str, Any]:
     """`add`, scaled to the budget; returns the adapter's parity report and its entry in bundle.json."""
-    whole = read_bundle(bundle)
-    check_room(whole, name)
+    check_room(read_bundle(bundle), name)
     budget.check_files()
     artifact = read_artifact(source)
     _check_scalable(artifact, False, how.get("rank", 0))
-    with scratch(bundle) as folder:  # a copy: the bundle itself stays as it is to the end
+    with locked(bundle), scratch(bundle) as folder:  # a copy: the bundle itself stays as it is to the end
+        whole = read_bundle(bundle)
         copy = folder / bundle.resolve().name
         for file in (*whole.manifest["files"], MANIFEST):
             copy_file(bundle / file, copy / file)
@@ -82,12 +82,7 @@ def add_within(budget: Budget, bundle: Path, source: Path, name: str, *, host: H
         job = _job(budget, artifact, name, how.get("task"))
         _keep(copy, job, _fit(copy, job))
         manifest = read_json(copy / MANIFEST)
-        sync_tree(copy / "adapters")
-        with disk_errors(bundle):
-            (bundle / "adapters").mkdir(exist_ok=True)
-            file = manifest["adapters"][name]["file"]
-            os.replace(copy / file, bundle / file)
-            write_manifest(bundle, manifest)
+        put_adapter(bundle, copy, manifest["adapters"][name]["file"], manifest)
     return {**report, **manifest["parity"]["adapters"][name], "entry": manifest["adapters"][name]}
 
 

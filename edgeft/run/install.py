@@ -6,65 +6,99 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from edgeft.contract.bundle import MANIFEST, Bundle, check_runnable, read_bundle
 from edgeft.contract.errors import EdgeftError, UsageError
-from edgeft.contract.files import disk_errors, exchange, scratch, sweep, sync_folder, sync_tree
+from edgeft.contract.files import disk_errors, locked, scratch, sweep, sync_tree
+from edgeft.contract.signature import BUNDLE_SIGNATURE, LARGEST, SUFFIX
 
 from .prepare import prepare
 from .prepared import PREPARED, Prepared, can_prepare, machine, read_prepared
+from .rollback import previous_of, switch
+from .trust import Trust, check_arrival, remember
 from .unpack import opened, read_manifest, unpack
+from .verify import verify
+
+ANYTHING = Trust()
 
 
-def install(source: Path, to: Path | None = None) -> dict[str, Any]:
+def install(source: Path, to: Path | None = None, trust: Trust = ANYTHING) -> dict[str, Any]:
     """Verify a bundle and prepare its weights, at `to` if given; what stood there is kept as `to`.previous.
 
     A packed file goes to a folder beside it unless told otherwise. Killed at any moment it leaves the old or the new.
-    EdgeftError if a file is not as exported or the prepared graphs compute something else; then nothing has changed.
+    EdgeftError if a file is not as exported, the prepared graphs compute something else, the recorded answers do not
+    come again, or the place does not trust it; then nothing has changed.
     """
     started = time.perf_counter()
     if source.is_file():
         to = to or source.with_suffix("")
-        already = _install_file(source, to)
-    else:
-        already = _install_folder(source, to)
-    place = read_bundle(to or source)
-    prepared = read_prepared(place) if can_prepare(place) else None
-    return _report(place, prepared, already, time.perf_counter() - started)
+    place = to or source
+    already = _install_file(source, place, trust) if source.is_file() else _install_folder(source, to, trust)
+    bundle = read_bundle(place)
+    prepared = read_prepared(bundle) if can_prepare(bundle) else None
+    return _report(bundle, prepared, already, time.perf_counter() - started)
 
 
-def _install_folder(folder: Path, to: Path | None) -> bool:
+def _install_folder(folder: Path, to: Path | None, trust: Trust) -> bool:
     """Whether it was done already."""
-    for name in (folder / PREPARED, *([to] if to is not None else [])):
-        with disk_errors(name):
-            sweep(name)  # what a killed one left takes as much room as the weights
+    place = to or folder
     bundle = _verified(folder)
-    if to is None:
-        return _make_ready(bundle)
-    if _is_there(bundle.manifest, to):
-        return _make_ready(_verified(to))
-    source, target = folder.resolve(), to.resolve()
-    if target.is_relative_to(source) or source.is_relative_to(target):
-        raise UsageError(f"--to {to}: lies within the bundle, or the bundle within it. Choose another place.")
-    _replace(to, lambda stage: _copy(bundle, stage), str(folder))
-    return False
+    check_arrival(bundle, place, trust)
+    with _alone(place, to):
+        for name in (folder / PREPARED, *([to] if to is not None else [])):
+            with disk_errors(name):
+                sweep(name)  # what a killed one left takes as much room as the weights
+        already = to is None or _is_there(bundle.manifest, to, _signatures(bundle))
+        if already:
+            already = _make_ready(_verified(place))
+        else:
+            assert to is not None
+            source, target = folder.resolve(), to.resolve()
+            if target.is_relative_to(source) or source.is_relative_to(target):
+                raise UsageError(f"--to {to}: lies within the bundle, or the bundle within it. Choose another place.")
+            _replace(to, lambda stage: _copy(bundle, stage), str(folder), trust)
+        _remember(place, trust)
+    return already
 
 
-def _install_file(file: Path, to: Path) -> bool:
-    """Whether it was done already."""
-    with disk_errors(to):
-        sweep(to)
+def _install_file(file: Path, to: Path, trust: Trust) -> bool:
+    """Whether it was done already. A packed file holds no signature, so it is refused where one is asked for."""
     with opened(file) as reader:
         if reader.name != MANIFEST:
             raise UsageError(f"{file}: holds one adapter alone. Name the folder of its base with --to.")
         manifest = read_manifest(reader)
-        if _is_there(manifest, to):
-            return _make_ready(_verified(to))
-        _replace(to, lambda stage: unpack(reader, manifest, stage), str(file))
-    return False
+        with _alone(to, to):
+            with disk_errors(to):
+                sweep(to)
+            if _is_there(manifest, to, {}):
+                check_arrival(read_bundle(to), to, trust)
+                already = _make_ready(_verified(to))
+            else:
+                _replace(to, lambda stage: unpack(reader, manifest, stage), str(file), trust)
+                already = False
+            _remember(to, trust)
+    return already
+
+
+def _remember(place: Path, trust: Trust) -> None:
+    with disk_errors(place):
+        remember(place, trust)
+
+
+@contextmanager
+def _alone(place: Path, to: Path | None) -> Iterator[None]:
+    """No other process changes the place, or puts another bundle there."""
+    with ExitStack() as locks:
+        if to is not None:
+            with disk_errors(to):
+                to.parent.mkdir(parents=True, exist_ok=True)
+            locks.enter_context(locked(to.parent))
+        if place.is_dir():
+            locks.enter_context(locked(place))
+        yield
 
 
 def remove_prepared(folder: Path) -> bool:
@@ -96,34 +130,37 @@ def _make_ready(bundle: Bundle) -> bool:
     except EdgeftError:
         pass  # stale or damaged: it is made again, and what is wrong with it goes with it
     prepare(bundle)
+    try:
+        verify(bundle.folder)
+    except EdgeftError:
+        remove_prepared(bundle.folder)
+        raise
     return False
 
 
-def _is_there(manifest: dict[str, Any], to: Path) -> bool:
+def _is_there(manifest: dict[str, Any], to: Path, signatures: dict[str, bytes]) -> bool:
     """Whether this very bundle stands at `to` already, every file of it as exported."""
     try:
         other = read_bundle(to)
         other.check_files(whole=True)
     except EdgeftError:
         return False
-    return other.manifest == manifest
+    return other.manifest == manifest and _signatures(other) == signatures
 
 
 def _refuse_target(to: Path) -> None:
-    for path in (to, _previous(to)):
+    for path in (to, previous_of(to)):
         if os.path.lexists(path) and not (path / MANIFEST).is_file():
             raise UsageError(f"{path}: is there and is no bundle, so it is left alone. Choose another place, or remove "
                              "it first.")
-
-
-def _previous(to: Path) -> Path:
-    return to.with_name(f"{to.name}.previous")
 
 
 def _copy(bundle: Bundle, stage: Path) -> None:
     for name in (MANIFEST, *bundle.manifest["files"]):
         (stage / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(bundle.folder / name, stage / name)
+    for name, data in _signatures(bundle).items():
+        (stage / name).write_bytes(data)
 
 
 @contextmanager
@@ -135,26 +172,27 @@ def _told_of(stage: Path, source: str) -> Iterator[None]:
         raise EdgeftError(str(error).replace(str(stage), source)) from None
 
 
-def _replace(to: Path, fill: Callable[[Path], None], source: str) -> None:
+def _replace(to: Path, fill: Callable[[Path], None], source: str, trust: Trust) -> None:
     """Put the bundle beside `to`, check and prepare it there, and only then let it take the name."""
     _refuse_target(to)
-    previous = _previous(to)
     with scratch(to) as stage:
         with _told_of(stage, source):
             fill(stage)
             copy = _verified(stage)
+            check_arrival(copy, to, trust)  # of the very bytes that will stand there
         with _told_of(stage, str(to)):
             if can_prepare(copy):
                 prepare(copy)
-        sync_tree(stage)
-        if os.path.lexists(to):
-            if previous.exists():
-                shutil.rmtree(previous)
-            stage.rename(previous)
-            exchange(previous, to)  # from here on the new one has the name and the old one is the previous
-        else:
-            stage.rename(to)
-        sync_folder(to.parent)
+            sync_tree(stage)
+            switch(stage, to)
+
+
+def _signatures(bundle: Bundle) -> dict[str, bytes]:
+    """The signatures that there are, by file; they are in no list of files."""
+    names = (BUNDLE_SIGNATURE, *(f"{file}{SUFFIX}" for file in bundle.adapters.values()))
+    paths = {name: bundle.folder / name for name in names}
+    return {name: path.read_bytes() for name, path in paths.items()
+            if path.is_file() and not path.is_symlink() and path.stat().st_size <= LARGEST}
 
 
 def _report(bundle: Bundle, prepared: Prepared | None, already: bool, seconds: float) -> dict[str, Any]:

@@ -9,9 +9,10 @@ from typing import Any
 
 from edgeft.contract.bundle import Bundle, read_bundle, write_manifest
 from edgeft.contract.errors import EdgeftError, Faults, UsageError
-from edgeft.contract.files import disk_errors, scratch, sha256, sync_folder, sync_tree
+from edgeft.contract.files import disk_errors, locked, scratch, sha256, sync_folder, sync_tree
 
 from .model import Model
+from .trust import check_adapter_arrival
 from .unpack import check_adapter, opened, read_manifest, unpack
 from .verify import ask_again
 
@@ -23,7 +24,8 @@ def install_adapter(file: Path, to: Path) -> dict[str, Any]:
     come again; then nothing has changed.
     """
     started = time.perf_counter()
-    with opened(file) as reader:
+    read_bundle(to)  # before anything is locked: it may be no bundle
+    with opened(file) as reader, locked(to):
         manifest = read_manifest(reader)
         check_adapter(reader, manifest)
         bundle = read_bundle(to)
@@ -75,6 +77,7 @@ def _check_stage(file: Path, manifest: dict[str, Any], to: Path, stage: Path) ->
     found = sha256(stage / name)
     if found != entry["sha256"]:
         raise EdgeftError(f"{file}: {name}  declared sha256 {entry['sha256'][:12]}  found {found[:12]}. Copy it again.")
+    check_adapter_arrival(stage / name, to, name=manifest["name"], digest=found)
     model = Model(to, keep_prompts=0)
     _check_rows(file, manifest["replay"], model)
     model.load_adapter(manifest["name"], stage / name)

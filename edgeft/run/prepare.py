@@ -7,6 +7,7 @@ import hashlib
 import mmap
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
@@ -156,6 +157,7 @@ class _mapped:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.data.release()
-        if self._map is not None:
-            self._map.close()
+        with suppress(BufferError):  # after an error its traceback holds parts of it, and the error is what counts
+            self.data.release()
+            if self._map is not None:
+                self._map.close()

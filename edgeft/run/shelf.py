@@ -16,10 +16,12 @@ import onnxruntime as ort
 from edgeft.contract.bundle import Bundle
 from edgeft.contract.errors import EdgeftError, UsageError
 from edgeft.contract.events import event
+from edgeft.contract.signature import read_policy
 
 from . import packing
 from .adapters import Adapter, Prefix, open_adapter
 from .budget import Budget
+from .signing import check_adapter
 
 Array = np.ndarray[Any, Any]
 Values = dict[str, ort.OrtValue]
@@ -47,6 +49,7 @@ class Shelf:
     def __init__(self, bundle: Bundle, budget: Budget) -> None:
         self.bundle, self.budget = bundle, budget
         self.groups, self.scales = bundle.slots, bundle.scales
+        self._policy = read_policy(bundle.folder)  # the bundle's own adapters were asked for it when they came
         self._paths: dict[str, Path] = {}  # registered beside the bundle's own
         self._open: OrderedDict[str, Adapter] = OrderedDict()
         self._users: Counter[str] = Counter()
@@ -91,6 +94,8 @@ class Shelf:
             path = self._paths.get(name) or self.bundle.adapter_file(name)
             try:
                 adapter = open_adapter(name, path, self.bundle)
+                if self._policy and name in self._paths:
+                    check_adapter(path, self._policy.keys, digest=adapter.tensors.sha256())
             except EdgeftError as error:
                 event("adapter_refused", adapter=name, file=str(path), reason=str(error))
                 raise

@@ -43,7 +43,7 @@ def save(folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optim
         write_tensors(stage / "state.safetensors", tensors)
         write_json(stage / "state.json", {"step": step, **state})
     for old in sorted(folder.glob("step-*"))[:-keep]:
-        shutil.rmtree(old)
+        shutil.rmtree(old, ignore_errors=True)  # the newest is what counts; what is left goes with the next
 
 
 def _tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, torch.Tensor]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from edgeft.contract import Method
 from edgeft.contract.device import Device
 from edgeft.contract.errors import UsageError
-from edgeft.contract.files import read_json
+from edgeft.contract.files import read_json, staged, write_json
 from edgeft.options import to_json
 
 from .settings import TrainSettings
@@ -52,9 +53,19 @@ class Job:
                 "options": to_json(self.options), "settings": to_json(self.settings)}
 
 
+def begin(job: Job) -> None:
+    """Make the run folder, its settings in it from the first moment on: without them nothing could be resumed."""
+    if job.out.is_dir():
+        write_json(job.out / SETTINGS, job.to_json())
+        return
+    with staged(job.out) as stage:
+        write_json(stage / SETTINGS, job.to_json())
+
+
 def stored_settings(out: Path) -> dict[str, Any]:
     """What an unfinished run was started with; UsageError if there is none."""
     if (out / "edgeft.json").is_file():
+        shutil.rmtree(out / "checkpoints", ignore_errors=True)  # killed at its very end, it could not do that itself
         raise UsageError(f"{out}: this run has ended; there is nothing to resume.")
     if not (out / SETTINGS).is_file():
         raise UsageError(f"{out}: there is no run to resume here.")

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from edgeft.contract import TaskOptions
 from edgeft.contract.data import Example
 from edgeft.contract.errors import EdgeftError, UsageError
-from edgeft.contract.files import disk_errors, write_json
+from edgeft.contract.files import disk_errors, write_text
 
 from . import checkpoint, processes
 from .base import Base, load_base
@@ -33,7 +33,7 @@ from .compute import Compute, compile_errors, compute_on, place, settle
 from .forgetting import measure_forgetting
 from .grid import check_frozen, describe, grid_of, put_on_grid, remember_floats
 from .held_out import load_evaluation
-from .job import SETTINGS, Job
+from .job import Job, begin
 from .labels import labels_of
 from .launch import is_main
 from .limits import Limits
@@ -41,7 +41,7 @@ from .mixture import REPLAY, count, load_replay, load_tasks
 from .objective import AnyObjective, Objective, make_objective
 from .packed import check_packed, packs, packs_table
 from .plan import add_replay, plan_batches
-from .record import Run, announce, record, say
+from .record import Run, announce, lines_up_to, record, say
 from .reference import Reference
 from .run_folder import write_run
 from .settings import TrainSettings, split_replay
@@ -75,8 +75,7 @@ def _train(job: Job, resume: bool, compute: Compute) -> dict[str, Any]:
         say(f"resumed at step {state['step']} of {len(run.plan)} from {path}")
     else:
         if is_main():
-            job.out.mkdir(parents=True, exist_ok=True)
-            write_json(job.out / SETTINGS, job.to_json())
+            begin(job)
         with _base_of(model, objective) as base, compute.autocast():  # PEFT may take our forward off for this
             state["base"] = run.evaluation.measure(base, settings.tokens_per_pass)
     _Loop(run, compute, model, optimizer, objective, state, limits).run(first=int(state.get("step", 0)))
@@ -162,6 +161,8 @@ class _Loop:
         self.objective, self.state = objective, state
         self.job, self.plan, self.learns = run.job, run.plan, list(checkpoint.trainable(model).values())
         log = run.job.out / "metrics.jsonl" if is_main() else Path(os.devnull)
+        if is_main() and log.is_file():
+            write_text(log, lines_up_to(log, int(state.get("step", 0))))
         self.log = log.open("a", encoding="utf-8")
 
     def run(self, first: int) -> None:
@@ -184,8 +185,10 @@ class _Loop:
                         del self.plan[step + 1 :]
                         break
                 if (step + 1) % settings.save_every == 0 and step + 1 < len(self.plan):
+                    self.flush()
                     checkpoint.save(self.job.out / "checkpoints", step + 1, self.model, self.optimizer,
                                     self.state, settings.keep)
+            self.flush()
 
     def reached(self, sets: dict[str, Any]) -> bool:
         """Whether an evaluation says that training can stop."""
@@ -231,6 +234,11 @@ class _Loop:
         bar.update()
         if bar.disable and (step % max(1, len(self.plan) // 10) == 0 or step == len(self.plan)):
             say(f"step {step}/{len(self.plan)}  loss {self.state['loss']:.3f}  {speed:,.0f} tokens/s")
+
+    def flush(self) -> None:
+        """Put the log on the disk: what a checkpoint or a finished run counts on must survive a power cut."""
+        if is_main():
+            os.fsync(self.log.fileno())
 
     def write(self, values: dict[str, Any]) -> None:
         self.log.write(json.dumps(values) + "\n")

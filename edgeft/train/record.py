@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -48,6 +49,18 @@ class Run:
         paths = [path for spec in job.tasks for path in (spec.data, spec.eval_data)] + [
             *job.eval_data, job.probe, job.pairs, split_replay(job.settings.replay)[0]]
         return [str(job.to_json()), self.base.fingerprint, *(sha256(Path(path)) for path in paths if path)]
+
+
+def lines_up_to(log: Path, step: int) -> str:
+    """What metrics.jsonl holds of the steps that a resumed run keeps; a line that a kill has cut is left out."""
+    kept = []
+    for line in log.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+        except (ValueError, KeyError, TypeError):
+            continue
+    return "".join(kept)
 
 
 def announce(run: Run, model: nn.Module) -> None:

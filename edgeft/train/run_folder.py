@@ -6,7 +6,6 @@ import os
 import platform
 import re
 import shutil
-import tempfile
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +17,7 @@ from torch import nn
 from edgeft import __version__
 from edgeft.contract.artifact import LEARNED, RECORD
 from edgeft.contract.errors import EdgeftError
-from edgeft.contract.files import sync_folder, sync_tree, write_json
+from edgeft.contract.files import scratch, sync_folder, sync_tree, write_json
 from edgeft.contract.tensors import write_tensors
 
 from .base import Base
@@ -31,8 +30,7 @@ if TYPE_CHECKING:
 def write_run(job: Job, base: Base, model: nn.Module, record: dict[str, Any]) -> None:
     """Finish the run folder; without edgeft.json it does not count as ended."""
     job.method.finish(model)
-    with tempfile.TemporaryDirectory(prefix=".final-", dir=job.out) as name:
-        stage = Path(name)
+    with scratch(job.out / "final") as stage:
         try:
             _write_weights(stage, job, base, model)
         except SafetensorError as error:  # its I/O errors are no OSError; they end in "(os error 28)"

@@ -9,7 +9,17 @@ import pytest
 
 from edgeft.contract import files
 from edgeft.contract.errors import EdgeftError, UsageError
-from edgeft.contract.files import disk_errors, exchange, read_json, refuse_existing, scratch, sha256, staged, write_json
+from edgeft.contract.files import (
+    disk_errors,
+    exchange,
+    locked,
+    read_json,
+    refuse_existing,
+    scratch,
+    sha256,
+    staged,
+    write_json,
+)
 
 DISK = [errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS]
 
@@ -268,3 +278,74 @@ def test_exchange_swaps_two_names(tmp_path, monkeypatch, in_one_step):
     found = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.glob("*/*"))
     assert found == ["one/was-other", "other/was-one"]
     assert len(list(tmp_path.iterdir())) == 2
+
+
+# --- one process at a time
+
+
+COUNTING = """
+import contextlib, sys, time
+from pathlib import Path
+from edgeft.contract.files import locked, read_json, write_json
+folder = Path(sys.argv[1])
+for _ in range(40):
+    with locked(folder) if sys.argv[2] == "locked" else contextlib.nullcontext():
+        count = read_json(folder / "count.json")["count"]
+        time.sleep(0.005)
+        (folder / "count.json").write_text('{"count": %d}' % (count + 1))
+"""
+
+
+@pytest.mark.parametrize("how", ["locked", "free"])
+def test_two_processes_that_count_lose_nothing_behind_a_lock(tmp_path, how):
+    write_json(tmp_path / "count.json", {"count": 0})
+    both = [subprocess.Popen([sys.executable, "-c", COUNTING, tmp_path, how], stderr=subprocess.PIPE, text=True)
+            for _ in range(2)]
+    said = [process.communicate(timeout=60)[1] for process in both]
+    if how == "free":  # lost counts, or a file read while it was half written
+        assert any(said) or read_json(tmp_path / "count.json")["count"] < 80
+        return
+    assert [process.returncode for process in both] == [0, 0], said
+    assert read_json(tmp_path / "count.json") == {"count": 80}
+    assert any("another process is changing it; waiting" in text for text in said)
+    assert names(tmp_path) == ["count.json"]
+
+
+def test_a_folder_that_changed_its_name_is_not_mistaken_for_the_one_that_was_meant(tmp_path):
+    """Who waited for a bundle while another was installed there must see the new one, and hold its lock."""
+    (tmp_path / "place").mkdir()
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "file").touch()
+    code = ("import sys\nfrom pathlib import Path\nfrom edgeft.contract.files import locked\n"
+            "with locked(Path(sys.argv[1])):\n    (Path(sys.argv[1]) / 'seen').touch()\n")
+    with locked(tmp_path / "place"):
+        other = subprocess.Popen([sys.executable, "-c", code, tmp_path / "place"], stderr=subprocess.PIPE, text=True)
+        assert "waiting" in other.stderr.readline()
+        exchange(tmp_path / "new", tmp_path / "place")
+        held = locked(tmp_path / "place")
+        held.__enter__()
+    try:
+        with pytest.raises(subprocess.TimeoutExpired):
+            other.wait(timeout=1)  # it holds the old folder's lock now, and waits for the new one's
+    finally:
+        held.__exit__(None, None, None)
+    assert other.wait(timeout=20) == 0
+    other.stderr.close()
+    assert names(tmp_path / "place") == ["file", "seen"]
+
+
+def test_an_exchange_that_is_refused_changes_nothing(tmp_path, monkeypatch):
+    """Where one step is all it takes, a refusal is no reason to try three."""
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+
+    class Refusing:
+        def renameat2(self, *_):
+            files.ctypes.set_errno(errno.EACCES)
+            return -1
+
+    monkeypatch.setattr(files.ctypes, "CDLL", lambda *_, **__: Refusing())
+    if sys.platform == "linux":
+        with pytest.raises(PermissionError):
+            exchange(tmp_path / "one", tmp_path / "other")
+    assert names(tmp_path) == ["one", "other"]

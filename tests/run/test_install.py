@@ -333,8 +333,8 @@ def test_killed_while_it_prepares_the_old_or_the_new_is_there(ready: Path, momen
 
 
 @pytest.mark.parametrize("moment", [("edgeft.run.prepare.check_equal", "before"),
-                                    ("edgeft.run.install.exchange", "before"),
-                                    ("edgeft.run.install.exchange", "after")])
+                                    ("edgeft.run.rollback.exchange", "before"),
+                                    ("edgeft.run.rollback.exchange", "after")])
 def test_killed_while_it_switches_the_old_or_the_new_is_there(fresh: Path, bundle: Path, tmp_path: Path,
                                                              moment: tuple[str, str]) -> None:
     to = tmp_path / "device"
