@@ -85,7 +85,7 @@ def build() -> None:
     say(f"downloading an arm64 {SUITE}")
     run(["/usr/sbin/debootstrap", "--arch=arm64", "--foreign", "--variant=minbase",
          "--include=python3,python3-venv", SUITE, stage, MIRROR])
-    say("unpacking it, emulated: about two minutes")
+    say("unpacking it, emulated: some minutes")
     run(["chroot", stage, "/debootstrap/debootstrap", "--second-stage"])
     stage.rename(ROOT)
 

@@ -15,10 +15,10 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 from .errors import EdgeftError, Faults
+from .manifest import MAX_MANIFEST
 
 SUFFIX = ".edgeft"
 BLOCK, PIECE = 512, 1 << 20
-MAX_MANIFEST = 2 << 20  # bytes; parsing takes some twenty times as much memory
 MAX_FILES = 10_000
 PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+@-]*")  # of a path; what every file system takes
 MAX_NAME = 100  # what a tar header has room for

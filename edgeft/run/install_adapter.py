@@ -87,7 +87,7 @@ def _check_stage(file: Path, manifest: dict[str, Any], to: Path, stage: Path) ->
 def _check_rows(file: Path, rows: list[dict[str, Any]], model: Model) -> None:
     """EdgeftError for recorded answers that this base cannot give."""
     faults = Faults(f"{file}: its recorded answers are not of this base")
-    longest = max(len(row["ids"]) + len(row["tokens"]) for row in rows)
+    longest = max(len(row["ids"]) + len(row["tokens"]) - 1 for row in rows)  # the last one is not fed
     if longest > model.context:
         faults.add("tokens", declared=f"a context of {model.context}", found=longest)
     highest = max(token for row in rows for token in (*row["ids"], *row["tokens"]))

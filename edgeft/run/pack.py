@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -12,6 +13,9 @@ from edgeft.contract.bundle import MANIFEST, Bundle, read_bundle
 from edgeft.contract.container import MAX_MANIFEST, PIECE, SUFFIX, check_names, write_end, write_member
 from edgeft.contract.errors import EdgeftError, Faults, UsageError
 from edgeft.contract.files import disk_errors, refuse_existing, scratch, sync_folder, sync_tree
+from edgeft.contract.manifest import sealed
+from edgeft.contract.signature import BUNDLE_SIGNATURE
+from edgeft.contract.signature import SUFFIX as SIGNED
 
 ADAPTER_MANIFEST = "adapter.json"
 ADAPTER_FORMAT = 1
@@ -35,8 +39,9 @@ def pack(folder: Path, out: Path | None = None, *, adapter: str | None = None,
         files: Files = {file: bundle.manifest["files"][file] for file in [bundle.adapters[adapter]]}
     else:
         base = without(bundle.manifest) if without_adapters else bundle.manifest
-        name, manifest, files = MANIFEST, encode(base), base["files"]
+        name, manifest, files = MANIFEST, encode_bundle(base), base["files"]
     _check(bundle, name, manifest, files)
+    _tell_of_signatures(folder, name, files)
     with scratch(out) as stage:
         with (stage / out.name).open("wb") as stream:
             _write(stream, bundle, name, manifest, files)
@@ -50,8 +55,22 @@ def pack(folder: Path, out: Path | None = None, *, adapter: str | None = None,
 
 
 def encode(manifest: Mapping[str, Any]) -> bytes:
-    """A manifest as `export` and `add` write it."""
+    """An adapter's manifest, for people too."""
     return (json.dumps(manifest, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def encode_bundle(manifest: Mapping[str, Any]) -> bytes:
+    """bundle.json as `export` and `add` write it, ending in its digest."""
+    return sealed(json.dumps(manifest, indent=2, ensure_ascii=False)).encode()
+
+
+def _tell_of_signatures(folder: Path, name: str, files: Files) -> None:
+    """What a packed file does not hold, on stderr: signatures are not in the manifest's list of files."""
+    there = [*([BUNDLE_SIGNATURE] if name == MANIFEST else []), *(f"{file}{SIGNED}" for file in files)]
+    lost = [file for file in there if (folder / file).exists()]
+    if lost:
+        print(f"{folder}: {', '.join(lost)}: a packed file holds no signatures. Where they are required, copy the "
+              "folder.", file=sys.stderr, flush=True)
 
 
 def without(manifest: Mapping[str, Any]) -> dict[str, Any]:

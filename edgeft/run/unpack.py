@@ -11,6 +11,7 @@ from typing import Any
 from edgeft.contract.bundle import MANIFEST, NAME
 from edgeft.contract.container import Reader
 from edgeft.contract.errors import EdgeftError, Faults, UsageError
+from edgeft.contract.manifest import DIGEST
 
 from .pack import ADAPTER_FORMAT, ADAPTER_MANIFEST
 from .prepared import PREPARED
@@ -36,13 +37,14 @@ def holds_adapter(file: Path) -> bool:
 
 
 def read_manifest(reader: Reader) -> dict[str, Any]:
-    """The first file as JSON."""
+    """The first file as JSON, without the digest that ends a bundle's: that is compared where it stands unpacked."""
     try:
         value = json.loads(reader.manifest)
     except (ValueError, RecursionError) as error:
         raise EdgeftError(f"{reader.path}: its {reader.name} is not JSON ({error})") from None
     if not isinstance(value, dict):
         raise EdgeftError(f"{reader.path}: its {reader.name} must hold a JSON object, found {type(value).__name__}")
+    value.pop(DIGEST, None)
     return value
 
 

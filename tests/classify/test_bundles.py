@@ -376,3 +376,15 @@ def test_an_adapter_that_does_nothing_fails(bert_run: Path, tmp_path: Path, caps
                   {name: np.array(file[name]) * ("lora_B" not in name) for name in file})
     call("export", idle, "--device", "cpu-x86_64", "--quant", "fp32", "--out", tmp_path / "b", code=1)
     assert "changes no logit" in capsys.readouterr().err
+
+
+def test_a_classifier_travels_apart_from_its_base(bert_bundle: Path, tmp_path: Path) -> None:
+    call("pack", bert_bundle, "--without-adapters", "--out", tmp_path / "base.edgeft")
+    call("pack", bert_bundle, "--adapter", "things", "--out", tmp_path / "things.edgeft")
+    call("install", tmp_path / "base.edgeft", "--to", tmp_path / "there")
+    call("install", tmp_path / "things.edgeft", "--to", tmp_path / "there")
+    assert list(manifest(tmp_path / "there")["adapters"]) == ["things"]
+    found, wanted = (load(folder).classify(ASKED, adapters={"things": 1.0})
+                     for folder in (tmp_path / "there", bert_bundle))
+    assert found == wanted
+    assert found != load(bert_bundle).classify(ASKED)

@@ -23,7 +23,7 @@ from edgeft.contract.tensors import TensorFile, write_tensors
 from edgeft.run import load
 from edgeft.run.install import install
 from edgeft.run.install_adapter import install_adapter
-from edgeft.run.pack import encode, pack
+from edgeft.run.pack import encode, encode_bundle, pack
 from edgeft.run.verify import verify
 from tests.conftest import edgeft, export_bundle, train_run
 from tests.run.test_install import flip
@@ -56,8 +56,9 @@ def repacked(file: Path, change: Callable[[dict[str, Any], dict[str, bytes]], No
         contents = {item.name: tar.extractfile(item).read() for item in tar}  # type: ignore[union-attr]
     first = next(iter(contents))
     manifest = json.loads(contents.pop(first))
+    manifest.pop("digest", None)
     change(manifest, contents)
-    stream, text = io.BytesIO(), encode(manifest)
+    stream, text = io.BytesIO(), (encode if first == "adapter.json" else encode_bundle)(manifest)
     write_member(stream, first, len(text), [text])
     for name in sorted(contents):
         write_member(stream, name, len(contents[name]), [contents[name]])
