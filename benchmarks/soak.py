@@ -228,8 +228,8 @@ def serve(bundle: str, folder: str, answers: str, count: str, batch: str, memory
         if soak.random.random() < 0.3:
             soak.change()
         if batches % 500 == 0:
-            say(f"{done:,} done, {resident[-1]:.0f} MiB, {_descriptors().total()} descriptors, {soak.counts['wrong']} wrong, "
-                f"{soak.counts['astray']} astray")
+            say(f"{done:,} done, {resident[-1]:.0f} MiB, {_descriptors().total()} descriptors, "
+                f"{soak.counts['wrong']} wrong, {soak.counts['astray']} astray")
     seconds, tenth = time.perf_counter() - began, max(1, total // 10)
     for name in soak.loaded:
         soak.model.unload_adapter(name)

@@ -80,7 +80,8 @@ def test_values_that_teach_nothing_are_refused(base: Path, data: Path, tmp_path:
     ("lora", ("--target-modules", "nosuch"), "nosuch"), ("lora", ("--target-modules", "q_proj,nosuch"), "nosuch"),
     ("lora", ("--rank-pattern", "nosuch=4"), "nosuch"), ("lora", ("--alpha-pattern", "nosuch=4"), "nosuch"),
     ("lora", ("--target-modules", "q_proj", "--rank-pattern", "v_proj=4"), "v_proj"),
-    ("lora", ("--target-modules", "q_proj", "--layers-to-transform", "0,7"), "7"), ("ia3", ("--target-modules", "q_proj,nosuch"), "nosuch")])
+    ("lora", ("--target-modules", "q_proj", "--layers-to-transform", "0,7"), "7"),
+    ("ia3", ("--target-modules", "q_proj,nosuch"), "nosuch")])
 def test_a_name_that_matches_no_layer_is_refused(base: Path, data: Path, tmp_path: Path, method: str,
                                                  options: tuple[str, ...], name: str) -> None:
     """PEFT is content if one of several names is there, and leaves the others out without a word."""
