@@ -22,10 +22,12 @@ Ends with exit code 1 where any of these is not what it must be.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import json
 import os
 import random
+import re
 import statistics
 import sys
 import time
@@ -226,21 +228,29 @@ def serve(bundle: str, folder: str, answers: str, count: str, batch: str, memory
         if soak.random.random() < 0.3:
             soak.change()
         if batches % 500 == 0:
-            say(f"{done:,} done, {resident[-1]:.0f} MiB, {_descriptors()} descriptors, {soak.counts['wrong']} wrong, "
-                f"{soak.counts['astray']} astray")
+            say(f"{done:,} done, {resident[-1]:.0f} MiB, {_descriptors().total()} descriptors, "
+                f"{soak.counts['wrong']} wrong, {soak.counts['astray']} astray")
     seconds, tenth = time.perf_counter() - began, max(1, total // 10)
     for name in soak.loaded:
         soak.model.unload_adapter(name)
     gc.collect()
+    leaked = _descriptors() - before
+    for name, count in leaked.items():
+        say(f"left open {count} times: {name}")
     return {"requests": total, "wrong": soak.counts["wrong"], "astray": soak.counts["astray"],
             "hostile": sum(soak.kinds.values()), "kinds": len(soak.kinds), "loaded": soak.counts["loaded"],
             "first_mib": statistics.median(resident[tenth : 2 * tenth]),
             "last_mib": statistics.median(resident[-tenth:]), "peak_mib": peak_mib(),
-            "leaked": _descriptors() - before, "requests_per_s": total / seconds}
+            "leaked": leaked.total() + (before - _descriptors()).total(), "requests_per_s": total / seconds}
 
 
-def _descriptors() -> int:
-    return len(os.listdir("/proc/self/fd")) - 1  # the listing's own
+def _descriptors() -> Counter[str]:
+    """What this process has open, by name."""
+    found = Counter[str]()
+    for number in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):  # the listing's own
+            found[re.sub(r"\d{4,}", "N", os.readlink(f"/proc/self/fd/{number}"))] += 1
+    return found
 
 
 if __name__ == "__main__":

@@ -80,7 +80,8 @@ def test_values_that_teach_nothing_are_refused(base: Path, data: Path, tmp_path:
     ("lora", ("--target-modules", "nosuch"), "nosuch"), ("lora", ("--target-modules", "q_proj,nosuch"), "nosuch"),
     ("lora", ("--rank-pattern", "nosuch=4"), "nosuch"), ("lora", ("--alpha-pattern", "nosuch=4"), "nosuch"),
     ("lora", ("--target-modules", "q_proj", "--rank-pattern", "v_proj=4"), "v_proj"),
-    ("lora", ("--layers-to-transform", "0,7"), "7"), ("ia3", ("--target-modules", "q_proj,nosuch"), "nosuch")])
+    ("lora", ("--target-modules", "q_proj", "--layers-to-transform", "0,7"), "7"),
+    ("ia3", ("--target-modules", "q_proj,nosuch"), "nosuch")])
 def test_a_name_that_matches_no_layer_is_refused(base: Path, data: Path, tmp_path: Path, method: str,
                                                  options: tuple[str, ...], name: str) -> None:
     """PEFT is content if one of several names is there, and leaves the others out without a word."""
@@ -91,7 +92,8 @@ def test_a_name_that_matches_no_layer_is_refused(base: Path, data: Path, tmp_pat
     assert not (tmp_path / "run" / "edgeft.json").exists()
 
 
-@pytest.mark.parametrize("options", [("--target-modules", "q_proj,self_attn.v_proj"), ("--layers-to-transform", "1"),
+@pytest.mark.parametrize("options", [("--target-modules", "q_proj,self_attn.v_proj"),
+                                     ("--target-modules", "q_proj", "--layers-to-transform", "1"),
                                      ("--target-modules", r".*\.1\..*q_proj", "--rank-pattern", "1.*q_proj=4")])
 def test_names_that_match_are_taken(base: Path, data: Path, tmp_path: Path, options: tuple[str, ...]) -> None:
     assert (train_run(tmp_path / "run", base, data, "--max-steps", 1, *options) / "edgeft.json").is_file()

@@ -47,9 +47,9 @@ def _confused(render: Render, roles: Sequence[str], add: bool) -> str:
     text = _tried(render, roles, add)
     for role in dict.fromkeys(roles):
         others = dict.fromkeys(roles) if role in KNOWN else dict.fromkeys([*roles, "user", "assistant"])
-        for other in others:
+        for other in others:  # but system: where one stands among turns, templates do as they like
             swapped = [other if name == role else name for name in roles]
-            if text is not None and other != role and _tried(render, swapped, add) == text:
+            if text is not None and other not in (role, "system") and _tried(render, swapped, add) == text:
                 return f"does not tell {role!r} from {other!r}: the role does not show in the text"
     return ""
 

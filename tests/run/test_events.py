@@ -190,7 +190,7 @@ def test_a_provider_that_is_not_there_is_refused(bundle: Path, kinds: dict[str, 
 
 
 def test_turns_that_no_longer_fit_are_said(bundle: Path) -> None:
-    done = edgeft("chat", bundle, "--adapter", "none", "--max-tokens", 4, input="cat dog bird house tree " * 5 + "\n" +
-                  "the red cat runs a tree and sees a dog\n" * 8)
+    done = edgeft("chat", bundle, "--adapter", "none", "--max-tokens", 4,
+                  input="the red cat runs a tree and sees a dog\n" * 25)
     assert "oldest turns no longer fit" in done.stderr
     assert "oldest" not in edgeft("chat", bundle, "--adapter", "none", "--max-tokens", 4, input="a\n").stderr
