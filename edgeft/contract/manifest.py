@@ -16,9 +16,8 @@ from .opening import Refused, open_inside, parse_json, read_bounded
 
 FORMAT = 1
 MANIFEST = "bundle.json"
-MAX_VERSION = 1 << 53
 MAX_MANIFEST = 4 << 20  # bytes; two thousand adapters take about 3 MiB
-MAX_CONTEXT, MAX_THREADS, MAX_WIDTH = 1 << 24, 1 << 10, 1 << 24
+MAX_CONTEXT, MAX_THREADS, MAX_WIDTH, MAX_VERSION = 1 << 24, 1 << 10, 1 << 24, (1 << 63) - 1
 DIGEST = "digest"
 TAIL = re.compile(rb',\n  "digest": "[0-9a-f]{64}"\n}\n\Z')
 ENDING = re.compile(rb'"[0-9a-f]{64}"\s*}\s*\Z')
@@ -131,7 +130,8 @@ def _other_faults(manifest: dict[str, Any]) -> list[str]:
     rules: list[tuple[str, Any, Callable[[Any], bool], str]] = [
         ("base.fingerprint", manifest["base"].get("fingerprint"), _is_text, "must be str"),
         ("context", manifest["context"], lambda value: _count(value, 1, MAX_CONTEXT), f"must be 1 to {MAX_CONTEXT}"),
-        ("version", manifest.get("version", 0), lambda value: _count(value, 0, MAX_VERSION), "must be a whole number"),
+        ("version", manifest.get("version", 0), lambda value: _count(value, 0, MAX_VERSION),
+         "must be a whole number from 0 on"),
         ("default_adapter", manifest.get("default_adapter"), _optional(_is_text), "must be a name or null"),
         ("prompt", manifest.get("prompt"), _optional(_is_dict), "must be a table or null"),
         ("generation", manifest.get("generation", {}), _is_generation,

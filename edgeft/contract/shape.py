@@ -164,7 +164,7 @@ def _together(linears: Mapping[str, tuple[int, int]]) -> list[SlotGroup]:
     groups: dict[tuple[str, tuple[str, ...]], list[str]] = {}
     for module in linears:
         parent, _, last = module.rpartition(".")
-        kind = next((kind for kind in TOGETHER if last in kind), (last,))
+        kind: tuple[str, ...] = next((kind for kind in TOGETHER if last in kind), (last,))
         groups.setdefault((parent, kind), []).append(module)
     for (_, kind), modules in groups.items():
         modules.sort(key=lambda module: kind.index(module.rpartition(".")[2]))  # headers are in the alphabet's order

@@ -1,7 +1,8 @@
 """What a signature covers and where it lies, and what a device trusts. No cryptography here: run/signing.py has it.
 
 A bundle's signature (`bundle.sig`) covers the manifest but for its adapters, which come and go; each adapter's
-(`NAME.safetensors.sig`, beside the file) covers its bytes and its name. All else follows from digests.
+(`NAME.safetensors.sig`, beside the file) covers its bytes and its name; so does one of its twin for ONNX Runtime GenAI.
+All else follows from digests.
 """
 
 from __future__ import annotations
@@ -49,6 +50,12 @@ def bundle_statement(manifest: Mapping[str, Any], default_adapter: str | None) -
     own["parity"] = {**{key: value for key, value in parity.items() if key != "adapters"},
                      "replay": [item for item in parity.get("replay", []) if not item["adapters"]]}
     return _statement(BUNDLE, own)
+
+
+def signed_as(file: str) -> str:
+    """The name under which a file of adapters/ is signed: the adapter's, or for a twin one that no adapter can have."""
+    own = file.rpartition("/")[2]
+    return own.removesuffix(".safetensors") if own.endswith(".safetensors") else f"file:{own}"
 
 
 def adapter_statement(name: str, sha256: str) -> bytes:

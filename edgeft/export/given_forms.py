@@ -173,9 +173,9 @@ def _gemm(graph: ir.Graph, node: ir.Node, kinds: Kinds) -> None:
     """Gemm(x, W, b) on [batch * seq, in] as a MatMul on [batch, seq, in]: slots gate each row of a batch."""
     weight, read = node.inputs[1], node.inputs[0]
     plain = all(node.attributes.get_float(name, 1.0) == 1.0 for name in ("alpha", "beta"))
-    if read is None or weight is None or not plain or node.attributes.get_int("transA", 0):
+    if read is None or weight is None or not plain or node.attributes.get_int("transA", False):
         raise EdgeftError(f"Gemm {node.name}: is scaled or transposed in a way that no linear layer is.")
-    if node.attributes.get_int("transB", 0):
+    if node.attributes.get_int("transB", False):
         weight = _put(graph, node, "Transpose", [weight], perm=[1, 0])
     ids, rest = next(value for value in graph.inputs if value.name == "input_ids"), integers(graph, "const.list.-1", -1)
     rows = _put(graph, node, "Concat", [_put(graph, node, "Shape", [ids]), rest], axis=0)
@@ -194,9 +194,9 @@ def _fused(graph: ir.Graph, node: ir.Node, kinds: Kinds) -> None:
     assert weight is not None
     if weight.const_value is None:
         return  # two computed sides: attention, which is nobody's weight
-    if node.attributes.get_float("alpha", 1.0) != 1.0 or node.attributes.get_int("transA", 0):
+    if node.attributes.get_float("alpha", 1.0) != 1.0 or node.attributes.get_int("transA", False):
         raise EdgeftError(f"FusedMatMul {node.name}: is scaled or transposed in a way that no linear layer is.")
-    if node.attributes.get_int("transB", 0):
+    if node.attributes.get_int("transB", False):
         weight = _put(graph, node, "Transpose", [weight], perm=[1, 0])
     _become(graph, node, _put(graph, node, "MatMul", [read, weight]))
 

@@ -11,7 +11,8 @@ import onnxruntime as ort
 
 from edgeft.contract.bundle import Bundle, describe_file, read_bundle, write_manifest
 from edgeft.contract.errors import UsageError
-from edgeft.contract.files import disk_errors, scratch, sync_tree
+from edgeft.contract.files import disk_errors, locked, scratch, sync_tree
+from edgeft.contract.signature import refuse_if_signed_only
 
 from .adapters import Adapter, open_adapter
 from .packing import gate, scales, side_by_side
@@ -25,6 +26,13 @@ def write_genai_adapters(folder: Path) -> dict[str, Any]:
 
     Returns {"written": {name: bytes}, "left_out": {name: reason}}. Files of an earlier call are made anew.
     """
+    read_bundle(folder)  # before anything is locked: it may be no bundle
+    refuse_if_signed_only(folder, "a file for ONNX Runtime GenAI that is made")
+    with locked(folder):
+        return _write(folder)
+
+
+def _write(folder: Path) -> dict[str, Any]:
     bundle = read_bundle(folder)
     _check(bundle)
     bundle.check_files(whole=True)

@@ -18,6 +18,7 @@ from edgeft.contract.signature import BUNDLE_SIGNATURE, LARGEST, SUFFIX
 from .prepare import prepare
 from .prepared import PREPARED, Prepared, can_prepare, machine, read_prepared
 from .rollback import previous_of, switch
+from .signing import adapter_files
 from .trust import Trust, check_arrival, remember
 from .unpack import opened, read_manifest, unpack
 from .verify import verify
@@ -189,7 +190,7 @@ def _replace(to: Path, fill: Callable[[Path], None], source: str, trust: Trust) 
 
 def _signatures(bundle: Bundle) -> dict[str, bytes]:
     """The signatures that there are, by file; they are in no list of files."""
-    names = (BUNDLE_SIGNATURE, *(f"{file}{SUFFIX}" for file in bundle.adapters.values()))
+    names = (BUNDLE_SIGNATURE, *(f"{file}{SUFFIX}" for file in adapter_files(bundle)))
     paths = {name: bundle.folder / name for name in names}
     return {name: path.read_bytes() for name, path in paths.items()
             if path.is_file() and not path.is_symlink() and path.stat().st_size <= LARGEST}

@@ -20,6 +20,7 @@ from edgeft.contract.signature import (
     bundle_statement,
     read_signature,
     signature_path,
+    signed_as,
     write_signature,
 )
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 LARGEST_KEY = 1 << 14  # bytes of a PEM file
+TWIN = ".onnx_adapter"
 BEHIND = "{path}: {what}. `edgeft sign --new-key FILE` makes a pair: FILE signs, FILE.pub checks."
 
 
@@ -64,8 +66,8 @@ def sign(target: Path, key_path: Path) -> dict[str, Any]:
         return {"subject": ADAPTER, "key": name, "adapters": [target.stem]}
     bundle = read_bundle(target)
     bundle.check_files(whole=True)
-    for adapter, file in bundle.adapters.items():
-        statement = adapter_statement(adapter, bundle.manifest["files"][file]["sha256"])
+    for file in adapter_files(bundle):
+        statement = adapter_statement(signed_as(file), bundle.manifest["files"][file]["sha256"])
         write_signature(signature_path(target / file), Signature(ADAPTER, name, key.sign(statement)))
     default = bundle.default_adapter
     value = key.sign(bundle_statement(bundle.manifest, default))
@@ -90,14 +92,19 @@ def check_bundle(bundle: Bundle, keys: Sequence[str]) -> dict[str, str]:
 
     check("", bundle.folder / BUNDLE_SIGNATURE, BUNDLE,
           lambda signature: bundle_statement(bundle.manifest, signature.default_adapter))
-    for name, file in bundle.adapters.items():
-        digest = bundle.manifest["files"][file]["sha256"]
+    for file in adapter_files(bundle):
+        name, digest = signed_as(file), bundle.manifest["files"][file]["sha256"]
         check(name, signature_path(bundle.folder / file), ADAPTER,
               lambda _, name=name, digest=digest: adapter_statement(name, digest))
     if not faults.lines:
         _check_rest(bundle, faults)
     faults.raise_if_any("Get it from its publisher again, or give the publisher's own key.")
     return signers
+
+
+def adapter_files(bundle: Bundle) -> list[str]:
+    """Files that are signed one by one: adapters, and their twins for ONNX Runtime GenAI."""
+    return [name for name in bundle.manifest["files"] if name.startswith("adapters/")]
 
 
 def check_adapter(path: Path, keys: Sequence[str], *, name: str = "", digest: str = "") -> str:
@@ -132,9 +139,9 @@ def _check_rest(bundle: Bundle, faults: Faults) -> None:
     signed = read_signature(bundle.folder / BUNDLE_SIGNATURE, BUNDLE).default_adapter
     if bundle.default_adapter not in (signed, None):
         faults.add("default_adapter", declared=signed, found=bundle.default_adapter)
-    owned = set(bundle.adapters.values())
-    for name in bundle.manifest["files"]:
-        if name.startswith("adapters/") and name not in owned:
+    owned = {f"adapters/{name}{suffix}" for name in bundle.adapters for suffix in (".safetensors", TWIN)}
+    for name in adapter_files(bundle):
+        if name not in owned:
             faults.add(f"{name}: belongs to no adapter")
     for path in sorted(bundle.folder.iterdir()):  # a chat template laid beside it would be read
         if path.name not in (*bundle.manifest["files"], MANIFEST, BUNDLE_SIGNATURE) and not path.is_dir() \

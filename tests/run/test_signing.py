@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from edgeft.contract.bundle import read_bundle, remove_adapter
+from edgeft.contract.bundle import describe_file, read_bundle, remove_adapter
 from edgeft.contract.errors import EdgeftError, UsageError
 from edgeft.contract.signature import policy_path
 from edgeft.run import load
-from edgeft.run.install import install
+from edgeft.run.install import _signatures, install
 from edgeft.run.rollback import rollback
 from edgeft.run.signing import check_adapter, check_bundle, new_key, public_keys, sign
 from edgeft.run.trust import Trust, check_adapter_arrival
@@ -176,6 +176,24 @@ def test_an_adapter_is_signed_under_its_name(signed: Path, key: Path, tmp_path: 
     path.write_bytes(path.read_bytes()[:-1] + b"\x07")
     with pytest.raises(EdgeftError, match="other content"):
         check_adapter(path, keys)
+
+
+def test_the_twin_for_genai_is_signed_and_checked_like_its_adapter(signed: Path, key: Path) -> None:
+    twin = signed / "adapters" / "colors.onnx_adapter"
+    twin.write_bytes(b"as ONNX Runtime GenAI has it")
+    edit(signed, lambda manifest: manifest["files"].update({f"adapters/{twin.name}": describe_file(twin)}))
+    with pytest.raises(EdgeftError, match=r"colors.onnx_adapter.sig: there is no signature"):
+        check(signed, key)
+    sign(signed, key)
+    assert set(check(signed, key)) == {"", "colors", "file:colors.onnx_adapter"}
+    assert f"adapters/{twin.name}.sig" in _signatures(read_bundle(signed)), "install takes it along"
+    twin.write_bytes(b"as somebody else would have it")
+    edit(signed, lambda manifest: manifest["files"].update({f"adapters/{twin.name}": describe_file(twin)}))
+    with pytest.raises(EdgeftError, match=r"colors.onnx_adapter.sig: its signature is of other content"):
+        check(signed, key)
+    remove_adapter(signed, "colors")
+    assert set(check(signed, key)) == {""}
+    assert not list((signed / "adapters").iterdir())
 
 
 def test_sign_refuses_what_it_should_not_sign(signed: Path, key: Path, tmp_path: Path) -> None:
