@@ -211,8 +211,9 @@ def _untwist(graph: ir.Graph) -> None:
         if before is None or before.op_type != "Transpose":
             continue
         orders = [list(found) if (found := one.attributes.get_ints("perm", None)) else None for one in (before, node)]
-        if orders[0] == [1, 0] and orders[1] in ([1, 0], None):
-            ir.convenience.replace_all_uses_with(node.outputs[0], before.inputs[0])
+        source = before.inputs[0]
+        if source is not None and orders[0] == [1, 0] and orders[1] in ([1, 0], None):
+            ir.convenience.replace_all_uses_with(node.outputs[0], source)
 
 
 def _hold(graph: ir.Graph, origins: dict[str, Origin]) -> None:

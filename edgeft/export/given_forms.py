@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from edgeft.contract.errors import EdgeftError
 from edgeft.contract.grid import Grid
@@ -87,14 +88,20 @@ def _product_of_bits(graph: ir.Graph, node: ir.Node, kinds: Kinds) -> None:
         found, steps = codes().reshape(out, blocks, -1), scales().astype(np.float32).reshape(out, blocks)
         points = None if zeros is None else zeros().reshape(out, -1)
         if points is None or points.dtype == np.uint8:
-            return Grid(found, steps, bits, block, width, points).dequantize()
-        middle = Grid(found, steps, bits, block, width).dequantize()  # zero points that are floats
+            return Grid(_bytes(found), steps, bits, block, width,
+                        None if points is None else _bytes(points)).dequantize()
+        middle = Grid(_bytes(found), steps, bits, block, width).dequantize()  # zero points that are floats
         return middle - _spread((points.astype(np.float32) - (1 << (bits - 1))) * steps, block, width)
 
     weight = _lazy(graph, f"{node.name}.float", (out, width), read, f"{bits} bits", kinds)
     read_, turned = node.inputs[0], _put(graph, node, "Transpose", [weight], perm=[1, 0])
     assert read_ is not None
     _become(graph, node, _with_bias(graph, node, _put(graph, node, "MatMul", [read_, turned]), _optional(node, 5)))
+
+
+def _bytes(array: Array) -> NDArray[np.uint8]:
+    """Packed codes are bytes, which they were stored as."""
+    return array.astype(np.uint8, copy=False)
 
 
 def _lookup_of_bits(graph: ir.Graph, node: ir.Node, kinds: Kinds) -> None:
@@ -118,7 +125,7 @@ def _lookup_of_bits(graph: ir.Graph, node: ir.Node, kinds: Kinds) -> None:
         padded = np.zeros((rows, blocks * block * bits // 8), np.uint8)
         padded[:, : found.shape[1]] = found
         return Grid(padded.reshape(rows, blocks, -1), steps, bits, block, width,
-                    None if points is None else points.reshape(rows, -1)).dequantize()
+                    None if points is None else _bytes(points.reshape(rows, -1))).dequantize()
 
     assert ids is not None
     weight = _lazy(graph, f"{node.name}.table", (rows, width), read, f"{bits} bits", kinds)
@@ -137,6 +144,7 @@ def _dequantized(graph: ir.Graph, node: ir.Node, kinds: Kinds) -> None:
     before = source.producer()
     if before is not None and before.op_type == "QuantizeLinear":
         value = before.inputs[0]
+        assert value is not None
         ir.convenience.replace_all_uses_with(node.outputs[0], value, replace_graph_outputs=True)
         graph.remove(node, safe=True)
         return
@@ -161,7 +169,7 @@ def _dequantized(graph: ir.Graph, node: ir.Node, kinds: Kinds) -> None:
         return (found - offset) * spread(scale().astype(np.float32), found.shape)
 
     bits = 4 if stored.dtype in (ir.DataType.INT4, ir.DataType.UINT4) else 8
-    shape = tuple(int(size) for size in stored.const_value.shape)
+    shape = tuple(stored.const_value.shape.numpy())
     weight = _lazy(graph, f"{stored.name}.float", shape, read, f"{bits} bits", kinds)
     if lookup is not None:
         weight = _put(graph, node, "Gather", [weight, lookup.inputs[1]], axis=lookup.attributes.get_int("axis", 0))
@@ -218,7 +226,7 @@ def _integer_product(graph: ir.Graph, node: ir.Node, kinds: Kinds) -> None:
     def read() -> Array:
         return (stored().astype(np.float32) - (0 if zero is None else zero().astype(np.float32))) * scale()
 
-    shape = tuple(int(size) for size in codes.const_value.shape)
+    shape = tuple(codes.const_value.shape.numpy())
     weight = _lazy(graph, f"{codes.name}.float", shape, read, "8 bits", kinds)
     whole = source.inputs[0]
     assert whole is not None

@@ -45,7 +45,7 @@ def _widen(model: ir.Model, kinds: Kinds) -> None:
     for name, value in graph.initializers.items():
         if value.dtype in HALF and value.const_value is not None:
             kinds[name] = HALF[value.dtype]
-            tensor, shape = value.const_value, value.const_value.shape
+            tensor, shape = value.const_value, ir.Shape(value.const_value.shape.numpy())
             value.const_value = ir.LazyTensor(partial(_as_float, tensor), ir.DataType.FLOAT, shape, name=name)
             value.type = ir.TensorType(ir.DataType.FLOAT)
     for node in graph:
@@ -63,5 +63,5 @@ def _widen(model: ir.Model, kinds: Kinds) -> None:
             value.type = ir.TensorType(ir.DataType.FLOAT)
 
 
-def _as_float(tensor: ir.TensorProtocol) -> ir.Tensor:
+def _as_float(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
     return ir.tensor(tensor.numpy().astype(np.float32))

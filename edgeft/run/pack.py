@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import IO, Any
 
 from edgeft.contract.bundle import MANIFEST, Bundle, read_bundle
-from edgeft.contract.container import MAX_MANIFEST, PIECE, SUFFIX, check_names, write_end, write_member
+from edgeft.contract.container import PIECE, SUFFIX, check_names, write_end, write_member
 from edgeft.contract.errors import EdgeftError, Faults, UsageError
 from edgeft.contract.files import disk_errors, refuse_existing, scratch, sync_folder, sync_tree
-from edgeft.contract.manifest import sealed
+from edgeft.contract.manifest import MAX_MANIFEST, sealed
 from edgeft.contract.signature import BUNDLE_SIGNATURE
 from edgeft.contract.signature import SUFFIX as SIGNED
 
