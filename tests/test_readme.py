@@ -40,7 +40,7 @@ def test_the_tree_is_the_repository() -> None:
     found = {path.name for path in (ROOT / "edgeft").rglob("*.py") if "starter" not in path.parts}
     assert found - {"__init__.py", "__main__.py"} == listed
     for folder in re.findall(r"^ +(\w+)/ ", tree, re.MULTILINE):
-        assert list(ROOT.glob(folder)) + list(ROOT.glob(f"edgeft/{folder}")), folder
+        assert list(ROOT.glob(folder)) + list((ROOT / "edgeft").rglob(folder)), folder
 
 
 def test_the_changelog_names_this_version() -> None:

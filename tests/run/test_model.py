@@ -187,8 +187,8 @@ def test_eval_of_a_bundle_equals_eval_of_its_run(bundle: Path, lora_run: Path, d
 def test_eval_of_a_bundle_needs_no_data_and_follows_the_scale(bundle: Path, tmp_path: Path) -> None:
     probe = lines(tmp_path / "probe.jsonl", [{"text": "the small house is in the tree"}, {"text": "one cat"}])
     grammar = lines(tmp_path / "pairs.jsonl", [{"good": "the red cat runs", "bad": "red cat the runs"}])
-    half, whole = (evaluate(bundle, None, probe, {"colors": scale}, None, grammar) for scale in (0.5, 1.0))
-    assert 0 < half["kl"] < whole["kl"]
+    tenth, whole = (evaluate(bundle, None, probe, {"colors": scale}, None, grammar) for scale in (0.1, 1.0))
+    assert 0 < tenth["kl"] < whole["kl"]
     assert whole["forgetting"] == pytest.approx(whole["probe_loss"] - whole["probe_base_loss"])
     bare = evaluate(bundle, None, None, {}, None, grammar)["pairs"]
     assert bare["accuracy"] == whole["pairs"]["base_accuracy"]
