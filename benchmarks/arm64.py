@@ -25,7 +25,7 @@ import place_arm64
 import place_python
 from arm64_root import PYTHON, enter
 from common import E2E, EDGEFT, STORIES, arguments, fail, machine, need, run, start, table, workspace
-from places import ADAPTERS, STORIES_PROBE, ask, compare, export, questions, train
+from places import ADAPTERS, DEVICE, STORIES_PROBE, ask, compare, export, questions, train
 
 CLI = [PYTHON, "-m", "edgeft"]
 SIZES = """import importlib.metadata, importlib.util, json, pathlib, platform, sysconfig
@@ -52,12 +52,12 @@ def main() -> None:
     with workspace(args) as work:
         train(work, args.steps)
         for quant in ("fp32", "int4"):
-            bundle = export(work, quant)
+            bundle = export(work, DEVICE, quant)
             report[f"verified_{quant}"] = move(work, bundle)
             prompts = questions(bundle, args.prompts)
             answers = {name: ask(name, place, bundle, prompts, args.tokens)
                        for name, place in (("python", place_python), ("arm64", place_arm64))}
-            report["rows"] += [row for row in compare(quant, answers) if row["place"] == "arm64"]
+            report["rows"] += [row for row in compare(DEVICE, quant, answers) if row["place"] == "arm64"]
             if quant == "fp32":
                 report["differences"] = margins(bundle, prompts, answers)
     print(json.dumps(report, indent=2) if args.json else describe(report))

@@ -145,6 +145,15 @@ def medians(results: Iterable[dict[str, Any]]) -> dict[str, float]:
     return {key: statistics.median(row[key] for row in rows) for key in keys}
 
 
+def agreement(wanted: Sequence[Sequence[int]], found: Sequence[Sequence[int]]) -> float:
+    """Share of the wanted answers' tokens that come before the first other one."""
+    same = 0
+    for one, other in zip(wanted, found, strict=True):
+        pairs = list(zip(one, other, strict=False))
+        same += next((index for index, (left, right) in enumerate(pairs) if left != right), len(pairs))
+    return same / max(sum(map(len, wanted)), 1)
+
+
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """Columns: the first to the left, the others to the right."""
     cells = [list(header), *[[str(value) for value in row] for row in rows]]

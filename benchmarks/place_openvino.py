@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+EXPORT_DEVICE = "intel-cpu-openvino"  # what a bundle must be exported for: standard operators, slots that must be given
 PROVIDER = "OpenVINOExecutionProvider"
 # float32, and activations as they are: by itself the plugin rounds them to int8 before a product with int4 weights
 ROUNDED = {"INFERENCE_PRECISION_HINT": "f32"}

@@ -1,4 +1,4 @@
-"""The runner on this machine: what all other places are compared with (places.py)."""
+"""The runner on this machine's processor: what all other places are compared with (places.py)."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+PROVIDER = "CPUExecutionProvider"  # also for bundles of a device that has another one
 
 
 def missing() -> str:
@@ -17,7 +19,7 @@ def answers(bundle: Path, questions: list[dict[str, Any]], tokens: int) -> list[
     """Greedy answers of at most so many tokens, and the logits behind each prompt."""
     from edgeft.run import load
 
-    model = load(bundle)
+    model = load(bundle, provider=PROVIDER)
     return [_answer(model, question, tokens) for question in questions]
 
 
