@@ -19,7 +19,7 @@ from .heads import ENCODERS, config_labels, max_tokens
 from .tensors import INDEX, TensorFile, Weights
 
 GATED = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "granite", "olmo2", "smollm3")  # alike in layers
-TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # layers that read one input
+TOGETHER: tuple[tuple[str, ...], ...] = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # one input
 HEAD = "lm_head"
 
 
