@@ -90,14 +90,37 @@ class Visit:
         return page
 
 
+class _Driver:
+    """Playwright's one driver: a thread cannot start a second, and some visits lie within another."""
+
+    manager: Any = None
+    playwright: Any = None
+    visits = 0
+
+
+@contextmanager
+def driver() -> Iterator[Any]:
+    """Playwright, started by the first visit and ended with the last."""
+    from playwright.sync_api import sync_playwright
+
+    if _Driver.visits == 0:
+        _Driver.manager = sync_playwright()
+        _Driver.playwright = _Driver.manager.__enter__()
+    _Driver.visits += 1
+    try:
+        yield _Driver.playwright
+    finally:
+        _Driver.visits -= 1
+        if _Driver.visits == 0:
+            _Driver.manager.__exit__(None, None, None)
+
+
 @contextmanager
 def visit(folder: Path, profile: Path, gpu: Sequence[str] = NO_GPU, **options: Any) -> Iterator[Visit]:
     """A browser at a folder's page; a profile that is used again has its files in the cache."""
-    from playwright.sync_api import sync_playwright
-
     # nothing but this machine has an address: what would leave it fails, and is counted
     rules = ["--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE localhost, EXCLUDE 127.0.0.1"]
-    with served(folder) as address, sync_playwright() as playwright:
+    with served(folder) as address, driver() as playwright:
         context = playwright.chromium.launch_persistent_context(
             profile, executable_path=program(), headless=True, args=[*ARGUMENTS, *gpu, *rules], **options)
         try:
