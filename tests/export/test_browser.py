@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
+import onnxruntime as ort
 import pytest
 
 from edgeft.contract.bundle import describe_file
@@ -196,7 +198,7 @@ def test_an_adapter_of_another_base_is_refused(page_bundle: Path, make_base: Cal
     with visit(page_bundle, tmp_path / "profile") as there:
         page = there.open()
         for file, words in ((foreign / "adapters/foreign.safetensors", "base fingerprint"),
-                            (page_bundle / "tokenizer.json", "is not a safetensors file")):
+                            (page_bundle / "tokenizer.json", "tokenizer.json: is not a safetensors file")):
             page.get_by_label("Open an adapter file").set_input_files(file)
             page.locator("#error-text", has_text=words).wait_for()
             assert "That did not work" in shown_error(page)
@@ -237,6 +239,34 @@ def test_what_cannot_be_run_is_told(copied: Path, tmp_path: Path, change: Callab
 def edit(folder: Path, **changes: Any) -> None:
     manifest = json.loads((folder / "bundle.json").read_text())
     (folder / "bundle.json").write_text(json.dumps({**manifest, **changes}))
+
+
+def test_int4_keeps_activations_as_floats(browser: None, lora_run: Path, tmp_path: Path) -> None:
+    """WebAssembly has no kernel that rounds them to int8, which the graph allows and other processors do."""
+    bundle = export_bundle(tmp_path / "bundle", lora_run, "--device", "browser-wasm", "--quant", "int4")
+    with visit(bundle, tmp_path / "profile") as there:
+        page = there.client()
+        ids = ask(page, "encode", text=PROMPTS[0])["ids"]
+        found = np.array(ask(page, "logits", ids=ids, adapters={})["logits"])
+    floats, rounded = (np.abs(found - logits_at(bundle, ids, level)).max() for level in (1, 4))
+    assert floats < 1e-3 < rounded
+
+
+def logits_at(bundle: Path, ids: list[int], accuracy_level: int) -> Any:
+    """What onnxruntime gives here behind a prompt; 1 keeps activations as floats, 4 allows int8."""
+    graph = onnx.load(bundle / "model.onnx", load_external_data=False)
+    for attribute in (item for node in graph.graph.node for item in node.attribute):
+        if attribute.name == "accuracy_level":
+            attribute.i = accuracy_level
+    changed = bundle / "changed.onnx"
+    onnx.save(graph, changed)
+    session = ort.InferenceSession(changed, providers=["CPUExecutionProvider"])
+    feeds = {"input_ids": np.array([ids]), "attention_mask": np.ones((1, len(ids)), np.int64),
+             "logits_to_keep": np.array([1])}
+    for layer, (heads, size) in enumerate(json.loads((bundle / "bundle.json").read_text())["slots"]["prefix"]):
+        for part in ("key", "value"):
+            feeds[f"past_key_values.{layer}.{part}"] = np.zeros((1, heads, 0, size), np.float32)
+    return session.run(["logits"], feeds)[0][0, -1]
 
 
 @pytest.mark.parametrize(("adapters", "options", "words"), [
