@@ -82,7 +82,7 @@ def opened(there: Any) -> dict[str, Any]:
     page = there.open()
     page.get_by_label("Prompt", exact=True).fill(PROMPT)
     page.get_by_role("button", name="Run").click()
-    page.wait_for_function("document.getElementById('text').textContent !== ''", polling=5)
+    page.wait_for_selector("#text:not(:empty)")
     seconds = time.perf_counter() - start
     page.wait_for_selector("#run:not([disabled])")
     return {"page": page, "seconds": seconds}
@@ -101,7 +101,7 @@ def switched(page: Any, name: str) -> float:
     """Milliseconds of a switch, as the page shows them."""
     page.evaluate("document.getElementById('switch').textContent = ''")
     page.get_by_label("Adapter", exact=True).select_option(name)
-    page.wait_for_function("document.getElementById('switch').textContent !== ''")
+    page.wait_for_selector("#switch:not(:empty)")
     return float(page.inner_text("#switch").split()[0])
 
 

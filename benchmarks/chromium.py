@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -46,10 +47,17 @@ class _Quiet(SimpleHTTPRequestHandler):
         pass
 
 
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A browser that closes in the middle of a file is no error of ours."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
+
+
 @contextmanager
 def served(folder: Path) -> Iterator[str]:
     """The address of a folder, as `python -m http.server` gives it."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(folder)))
+    server = _Server(("127.0.0.1", 0), partial(_Quiet, directory=str(folder)))
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
@@ -90,14 +98,37 @@ class Visit:
         return page
 
 
+class _Driver:
+    """Playwright's one driver: a thread cannot start a second, and some visits lie within another."""
+
+    manager: Any = None
+    playwright: Any = None
+    visits = 0
+
+
+@contextmanager
+def driver() -> Iterator[Any]:
+    """Playwright, started by the first visit and ended with the last."""
+    from playwright.sync_api import sync_playwright
+
+    if _Driver.visits == 0:
+        _Driver.manager = sync_playwright()
+        _Driver.playwright = _Driver.manager.__enter__()
+    _Driver.visits += 1
+    try:
+        yield _Driver.playwright
+    finally:
+        _Driver.visits -= 1
+        if _Driver.visits == 0:
+            _Driver.manager.__exit__(None, None, None)
+
+
 @contextmanager
 def visit(folder: Path, profile: Path, gpu: Sequence[str] = NO_GPU, **options: Any) -> Iterator[Visit]:
     """A browser at a folder's page; a profile that is used again has its files in the cache."""
-    from playwright.sync_api import sync_playwright
-
     # nothing but this machine has an address: what would leave it fails, and is counted
     rules = ["--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE localhost, EXCLUDE 127.0.0.1"]
-    with served(folder) as address, sync_playwright() as playwright:
+    with served(folder) as address, driver() as playwright:
         context = playwright.chromium.launch_persistent_context(
             profile, executable_path=program(), headless=True, args=[*ARGUMENTS, *gpu, *rules], **options)
         try:

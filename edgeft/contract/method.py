@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
@@ -45,12 +46,19 @@ class Method(ABC, Generic[OptionsT]):
         return {"task_type": "CAUSAL_LM"} if new is None else {"task_type": "SEQ_CLS", "modules_to_save": list(new)}
 
     def check_named(self, option: str, names: Collection[str], modules: Collection[str]) -> None:
-        """CannotLower, unless each name, or regular expression, is the end of some module's name, as PEFT takes it."""
+        """Say on stderr which names, or regular expressions, are the end of no module's name, as PEFT takes it.
+
+        One list often serves several architectures; CannotLower where none of its names is there.
+        """
         lost = [name for name in names
                 if not any(re.fullmatch(rf"(.*\.)?({name})", module) for module in modules)]
-        if lost:
-            raise CannotLower(f"{self.name}: {option} names what no layer of this base is called: {', '.join(lost)}",
-                              f"Layers here: {', '.join(sorted({module.rpartition('.')[2] for module in modules}))}.")
+        if not lost:
+            return
+        reason = f"{self.name}: {option} names what no layer of this base is called: {', '.join(lost)}"
+        here = f"Layers here: {', '.join(sorted({module.rpartition('.')[2] for module in modules}))}."
+        if len(lost) == len(names):
+            raise CannotLower(reason, here)
+        print(f"{reason}; the other names are trained. {here}", file=sys.stderr, flush=True)
 
     def finish(self, model: nn.Module) -> None:
         """Training has ended: turn the attached model, in place, into what is saved. By default it is that already."""

@@ -24,19 +24,20 @@ def install_adapter(file: Path, to: Path) -> dict[str, Any]:
     come again; then nothing has changed.
     """
     started = time.perf_counter()
-    read_bundle(to)  # before anything is locked: it may be no bundle
-    with opened(file) as reader, locked(to):
+    with opened(file) as reader:
         manifest = read_manifest(reader)
         check_adapter(reader, manifest)
-        bundle = read_bundle(to)
-        bundle.check_files(whole=False)
-        _check_base(file, manifest, bundle)
-        already = _is_there(manifest, bundle)
-        if not already:
-            with scratch(to) as stage:
-                unpack(reader, manifest, stage)
-                asked = _check_stage(file, manifest, to, stage)
-                _take_in(manifest, bundle, stage)
+        read_bundle(to)  # before anything is locked: it may be no bundle
+        with locked(to):
+            bundle = read_bundle(to)
+            bundle.check_files(whole=False)
+            _check_base(file, manifest, bundle)
+            already = _is_there(manifest, bundle)
+            if not already:
+                with scratch(to) as stage:
+                    unpack(reader, manifest, stage)
+                    asked = _check_stage(file, manifest, to, stage)
+                    _take_in(manifest, bundle, stage)
     return {"folder": str(to), "adapter": manifest["name"], "already": already, "base": bundle.fingerprint,
             "seconds": round(time.perf_counter() - started, 2), **({} if already else asked)}
 

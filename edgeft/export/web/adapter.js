@@ -7,8 +7,7 @@ const PREFIX = /^prefix\.(0|[1-9]\d{0,4})\.(key|value)$/;
 const AGAIN = "Train it on this base, or export the bundle again from the base it was trained on.";
 
 /** Open an adapter; an EdgeftError lists all of it that does not fit this bundle. */
-export function openAdapter(name, bytes, bundle) {
-  const file = `${name}.safetensors`;
+export function openAdapter(name, bytes, bundle, file = `${name}.safetensors`) {
   const tensors = new TensorFile(file, bytes);
   const faults = new Faults(`${file}: cannot be loaded into this bundle`);
   const found = tensors.metadata.base_fingerprint ?? "";

@@ -134,7 +134,7 @@ async function offer() {
   const name = file.name.replace(/\.safetensors$/, "");
   try {
     const bytes = new Uint8Array(await file.arrayBuffer());
-    await client.ask("offer", { name, bytes }, undefined, [bytes.buffer]);
+    await client.ask("offer", { name, bytes, file: file.name }, undefined, [bytes.buffer]);
     for (const place of [1, 2]) $(`adapter-${place}`).append(new Option(name));
     $("adapter-1").value = name;
     await chosen();

@@ -62,9 +62,9 @@ class Model {
   }
 
   /** An adapter file from elsewhere, under a name of its own. */
-  offer(name, bytes) {
+  offer(name, bytes, file) {
     if (name in this.bundle.manifest.adapters) throw new EdgeftError(`There is an adapter '${name}' already.`);
-    this.adapters.set(name, openAdapter(name, bytes, this.bundle));
+    this.adapters.set(name, openAdapter(name, bytes, this.bundle, file));
   }
 
   /** Adapters with their scales, {name: scale}, checked. */

@@ -83,6 +83,7 @@ export class Runtime {
     const place = this.allocate(graph.byteLength);
     try {
       if (this.gpu) {
+        module.webgpuRegisterDevice(); // that this session's device is the default one, which it then makes known
         const name = this.string("WebGPU");
         this.check(await module._OrtAppendExecutionProvider(options, name, 0, 0, 0), "onnxruntime has no WebGPU here");
       }

@@ -11,7 +11,8 @@ export class TensorFile {
     const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
     const length = bytes.byteLength >= 8 ? Number(view.getBigUint64(0, true)) : -1;
     if (length < 2 || length > Math.min(MAX_HEADER, bytes.byteLength - 8)) {
-      throw new EdgeftError(`${name}: is not a safetensors file, or was cut short`);
+      throw new EdgeftError(`${name}: is not a safetensors file, or was cut short. Choose an adapter's .safetensors ` +
+        "file, or copy it again.");
     }
     this.entries = new Map();
     try {

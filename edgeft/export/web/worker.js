@@ -15,8 +15,8 @@ const actions = {
              memory_mib: model.runtime.memory / 2 ** 20 };
   },
 
-  async offer({ name, bytes }) {
-    model.offer(name, bytes);
+  async offer({ name, bytes, file }) {
+    model.offer(name, bytes, file);
     return describe(await model.adapter(name));
   },
 
