@@ -32,7 +32,6 @@ GLIBC = ("2_17", "2_26", "2_27", "2_28", "2_34")  # the root has 2.36
 ENTER = """set -e
 root=$1; shift
 mount -t proc proc "$root/proc"
-mount -t sysfs -o ro sysfs "$root/sys"
 while [ "$1" != -- ]; do mkdir -p "$root$2"; mount --bind "$1" "$root$2"; shift 2; done
 shift
 exec chroot "$root" "$@"
