@@ -73,9 +73,11 @@ def measure(bundle: Path, profile: Path, repeats: int) -> dict[str, Any]:
             for name, found in speeds.items():
                 found.append(answered(page, name))
         kept = {name: found[WARM:] for name, found in speeds.items()}
-        return {"engine": page.inner_text("#engine"), "speeds": speeds, "with_adapter": statistics.median(kept["lora1"]),
-                "without": statistics.median(kept[""]), "range_with": [min(kept["lora1"]), max(kept["lora1"])],
-                "range_without": [min(kept[""]), max(kept[""])], "switch_ms": statistics.median(switches), "first_visit_s": first,
+        return {"engine": page.inner_text("#engine"), "speeds": speeds,
+                "with_adapter": statistics.median(kept["lora1"]), "without": statistics.median(kept[""]),
+                "range_with": [min(kept["lora1"]), max(kept["lora1"])],
+                "range_without": [min(kept[""]), max(kept[""])],
+                "switch_ms": statistics.median(switches), "first_visit_s": first,
                 "opening_s": statistics.median(item["seconds"] for item in rounds),
                 "memory": page.inner_text("#memory"), "requests_away": len(there.foreign)}
 
