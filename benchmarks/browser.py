@@ -31,7 +31,7 @@ LEAST_SPEED, MOST_SWITCH, MOST_OPENING = 20.0, 50.0, 3.0
 PROMPT = "name[The Punter], food[Chinese], area[city centre]"
 MIB = 2**20
 TOKENS = 128  # what the page asks for by itself
-WARM = 3  # answers not counted: the browser compiles what runs often once more, and faster
+WARM = 3  # answers not counted: a browser compiles what runs often once more
 
 
 def main() -> None:
