@@ -6,7 +6,8 @@
 Trains two small LoRAs on e2e, exports stories3m with both for browser-wasm and opens the page, as a visitor would, with
 as many threads as it takes by itself. Medians of --repeats:
 
-  speed     decode of 128 greedy tokens, with an adapter and without (target 20 tokens/s or more)
+  speed     decode of 128 greedy tokens, with an adapter and without, in turn, behind three answers that are not counted
+            (target 20 tokens/s or more)
   switch    from choosing another adapter, which was read before, to where its first pass could start (target 50 ms)
   opening   from going to the address, files in the browser's disk cache, to the first token of an answer (target 3 s)
   requests  that would have left this machine (target 0); addresses elsewhere cannot be resolved in this browser
@@ -29,6 +30,8 @@ from common import E2E, EDGEFT, STORIES, arguments, fail, machine, need, run, sa
 LEAST_SPEED, MOST_SWITCH, MOST_OPENING = 20.0, 50.0, 3.0
 PROMPT = "name[The Punter], food[Chinese], area[city centre]"
 MIB = 2**20
+TOKENS = 128  # what the page asks for by itself
+WARM = 3  # answers not counted: a browser compiles what runs often once more
 
 
 def main() -> None:
@@ -65,11 +68,16 @@ def measure(bundle: Path, profile: Path, repeats: int) -> dict[str, Any]:
         rounds = [opened(there) for _ in range(repeats)]
         page = rounds[-1]["page"]
         switches = [switched(page, name) for _ in range(repeats) for name in ("lora2", "lora1")]
-        adapted = [answered(page)["speed"] for _ in range(repeats)]
-        page.get_by_label("Adapter", exact=True).select_option("")
-        bare = [answered(page)["speed"] for _ in range(repeats)]
-        return {"engine": page.inner_text("#engine"), "with_adapter": statistics.median(adapted),
-                "without": statistics.median(bare), "switch_ms": statistics.median(switches), "first_visit_s": first,
+        speeds: dict[str, list[float]] = {"lora1": [], "": []}
+        for _ in range(WARM + repeats):  # in turn, so that neither has the warmer code or the quieter machine
+            for name, found in speeds.items():
+                found.append(answered(page, name))
+        kept = {name: found[WARM:] for name, found in speeds.items()}
+        return {"engine": page.inner_text("#engine"), "speeds": speeds,
+                "with_adapter": statistics.median(kept["lora1"]), "without": statistics.median(kept[""]),
+                "range_with": [min(kept["lora1"]), max(kept["lora1"])],
+                "range_without": [min(kept[""]), max(kept[""])],
+                "switch_ms": statistics.median(switches), "first_visit_s": first,
                 "opening_s": statistics.median(item["seconds"] for item in rounds),
                 "memory": page.inner_text("#memory"), "requests_away": len(there.foreign)}
 
@@ -88,13 +96,17 @@ def opened(there: Any) -> dict[str, Any]:
     return {"page": page, "seconds": seconds}
 
 
-def answered(page: Any) -> dict[str, float]:
+def answered(page: Any, adapter: str) -> float:
     """The speed that the page itself shows, tokens a second."""
+    page.get_by_label("Adapter", exact=True).select_option(adapter)
     page.get_by_label("Feed the text as it is").check()  # so that the bare base has something to go on with
     page.get_by_label("Prompt", exact=True).fill("Once upon a time")
     page.get_by_role("button", name="Run").click()
     page.wait_for_selector("#run:not([disabled])")
-    return {"speed": float(page.inner_text("#speed").split()[0])}
+    note = page.inner_text("#note")
+    if not note.startswith(f"{TOKENS} tokens"):
+        fail(f"an answer is not of {TOKENS} tokens: {note}")
+    return float(page.inner_text("#speed").split()[0])
 
 
 def switched(page: Any, name: str) -> float:
@@ -119,14 +131,19 @@ def targets(row: dict[str, Any]) -> dict[str, bool]:
             "opening": row["opening_s"] <= MOST_OPENING, "requests": row["requests_away"] == 0}
 
 
+def speed(row: dict[str, Any], median: str, span: str) -> str:
+    """A median and what it lies between."""
+    return f"{row[median]:.0f} tok/s ({row[span][0]:.0f} to {row[span][1]:.0f})"
+
+
 def describe(report: dict[str, Any]) -> str:
     """For a person."""
     lines = [f"stories3m in {report['browser']}, {report['machine']['cores']} cores", ""]
     for row in report["rows"]:
         good = targets(row)
         lines += [table([f"{row['quant']}, {row['engine']}", "", ""], [
-            ("decode with a LoRA of rank 8", f"{row['with_adapter']:.0f} tok/s", verdict(good["speed"])),
-            ("decode without", f"{row['without']:.0f} tok/s", ""),
+            ("decode with a LoRA of rank 8", speed(row, "with_adapter", "range_with"), verdict(good["speed"])),
+            ("decode without", speed(row, "without", "range_without"), ""),
             ("adapter switch", f"{row['switch_ms']:.1f} ms", verdict(good["switch"])),
             ("opening to first token, from disk cache", f"{row['opening_s']:.2f} s", verdict(good["opening"])),
             ("opening to first token, first visit", f"{row['first_visit_s']:.2f} s", ""),
