@@ -36,8 +36,8 @@ def describe_parity(subject: str, report: dict[str, Any], against: str) -> list[
     lines = [f"  {subject}: equals {against}: largest logit difference {proof['largest_logit_difference']:.1e}, "
              f"{report.get('of', 'greedy answers')} equal {proof['greedy_equal']}/{proof['prompts']}"]
     if "exact_activations" in report:
-        lines.append(f"    with activations rounded to int8 as on the device: {what} agree {report['agreement']:.1%}, "
-                     f"KL {report['kl']:.4f} nats")
+        lines.append(f"    with activations rounded to int8, as onnxruntime does on this processor: {what} agree "
+                     f"{report['agreement']:.1%}, KL {report['kl']:.4f} nats")
     if "against_float" in report:
         lines.append(f"    against torch in float: {what} agree {report['against_float']['agreement']:.1%}, "
                      f"KL {report['against_float']['kl']:.4f} nats")
