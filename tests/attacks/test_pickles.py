@@ -33,7 +33,7 @@ def folder(tmp_path: Path, config: str, weights: str) -> Path:
         json.dumps(
             {
                 "peft_type": "LORA",
-                "model_type": "llama",
+                **({"model_type": "llama"} if config == "config.json" else {}),
                 "r": 4,
                 "lora_alpha": 8,
                 "target_modules": ["q_proj"],

@@ -8,7 +8,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +122,15 @@ def test_the_command_ends_with_1_when_time_is_over(bundle: Path) -> None:
 
 # Ctrl-C
 
+@pytest.fixture
+def keyboard() -> Iterator[None]:
+    """As at a terminal: a shell starts what runs in its background with interrupts ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("keyboard")
 def test_an_interrupt_waits_for_the_pass() -> None:
     done = []
     with pytest.raises(KeyboardInterrupt), whole():
@@ -132,6 +141,7 @@ def test_an_interrupt_waits_for_the_pass() -> None:
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+@pytest.mark.usefixtures("keyboard")
 def test_ctrl_c_ends_ones_own_request_and_not_the_others(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     """A thread's request runs in the batch that the main thread is driving when Ctrl-C comes."""
     ask = {**QUESTION, "max_tokens": 30}
