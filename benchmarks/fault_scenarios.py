@@ -25,7 +25,8 @@ import edgeft.starter  # noqa: E402
 import edgeft.train.loop  # noqa: E402
 from edgeft import plugins  # noqa: E402
 from edgeft.cli import main as command_line  # noqa: E402
-from edgeft.contract.bundle import read_bundle, remove_adapter  # noqa: E402
+from edgeft.contract.bundle import read_bundle  # noqa: E402
+from edgeft.contract.bundle_adapters import remove_adapter  # noqa: E402
 from edgeft.contract.errors import UsageError  # noqa: E402
 from edgeft.contract.files import read_json, sha256  # noqa: E402
 from edgeft.run import signing  # noqa: E402

@@ -199,7 +199,7 @@ def _rank(as_adapter: bool, rank: int | None) -> int:
 @click.argument("name")
 def remove_command(bundle: Path, name: str) -> None:
     """Take an adapter out of a bundle."""
-    from edgeft.contract.bundle import remove_adapter
+    from edgeft.contract.bundle_adapters import remove_adapter
 
     remove_adapter(bundle, name)
     click.echo(f"removed {name} from {bundle}")

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from .errors import EdgeftError, Faults, UsageError, did_you_mean
-from .files import disk_errors, locked, sha256
+from .files import sha256
 from .graph_file import MAX_GRAPH, Rules, check_graph
 from .manifest import FORMAT, MANIFEST, NAME, REQUIRED, read_manifest, write_manifest
 from .opening import Refused, digest, inside, open_inside, read_bounded
@@ -19,7 +18,6 @@ from .prompt import PromptFormat
 from .tensors import TensorFile
 
 __all__ = ["FORMAT", "MANIFEST", "NAME", "REQUIRED", "Bundle", "SlotGroup", "read_bundle", "write_manifest"]
-from .signature import SUFFIX
 
 GRAPH, GRAPH_DATA = "model.onnx", "model.onnx.data"
 SCALED_GRAPH = "model.scale.onnx"  # the same over the same weights, with `scale` slots: they cost every token a little
@@ -298,42 +296,3 @@ def check_name(name: str) -> str:
     if not NAME.fullmatch(name) or name == "none":
         raise UsageError(f"adapter name {name!r}: use letters, digits, '.', '_' and '-' (at most 64), not 'none'.")
     return name
-
-
-def remove_adapter(folder: Path, name: str) -> None:
-    """Take an adapter out: first out of the manifest, then off the disk."""
-    read_bundle(folder)  # before anything is locked: it may be no bundle
-    with locked(folder):
-        _remove_adapter(folder, name)
-
-
-def _remove_adapter(folder: Path, name: str) -> None:
-    bundle = read_bundle(folder)
-    if name not in bundle.adapters and NAME.fullmatch(name) and _delete(folder / f"adapters/{name}.safetensors"):
-        return  # a killed `add` or `remove` had left the file, which is in no list
-    bundle.adapter_file(name)  # there must be one
-    bundle.path(bundle.adapters[name])
-    manifest = dict(bundle.manifest)
-    twin = f"adapters/{name}.onnx_adapter"  # for ONNX Runtime GenAI, if it was written
-    gone = {bundle.adapters[name], *({twin} if twin in manifest["files"] else ())}
-    manifest["adapters"] = {key: entry for key, entry in manifest["adapters"].items() if key != name}
-    manifest["files"] = {key: entry for key, entry in manifest["files"].items() if key not in gone}
-    parity = manifest.get("parity", {})
-    manifest["parity"] = {
-        **parity, "adapters": {key: entry for key, entry in parity.get("adapters", {}).items() if key != name},
-        "replay": [item for item in parity.get("replay", []) if name not in item["adapters"]]}
-    if manifest.get("default_adapter") == name:
-        manifest["default_adapter"] = None
-    with disk_errors(folder):
-        write_manifest(bundle.folder, manifest)
-    for file in gone:
-        _delete(bundle.folder / file)
-
-
-def _delete(path: Path) -> bool:
-    """Take an adapter's file and its signature off the disk; whether there was any."""
-    found = [item for item in (path, path.with_name(path.name + SUFFIX)) if os.path.lexists(item)]
-    with disk_errors(path):
-        for item in found:
-            item.unlink()
-    return bool(found)

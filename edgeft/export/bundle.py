@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import sys
 from dataclasses import asdict
@@ -25,19 +24,10 @@ from edgeft.contract.bundle import (
     read_bundle,
     write_manifest,
 )
+from edgeft.contract.bundle_adapters import put_adapter
 from edgeft.contract.device import Cpu, Device, Graph, Limits, Run
 from edgeft.contract.errors import EdgeftError, Faults, UsageError
-from edgeft.contract.files import (
-    copy_file,
-    disk_errors,
-    locked,
-    refuse_existing,
-    scratch,
-    staged,
-    sweep,
-    sync_folder,
-    sync_tree,
-)
+from edgeft.contract.files import copy_file, locked, refuse_existing, scratch, staged, sweep
 from edgeft.contract.fit import Fit, fit
 from edgeft.contract.grid import Quant, fingerprint
 from edgeft.contract.plan import Wish
@@ -152,21 +142,6 @@ def _add(bundle_folder: Path, source: Path, name: str, *, host: Host, base: str 
                                          *(item for item in parity["replay"] if item["adapters"])]}
         put_adapter(bundle_folder, stage, file, manifest)
     return dict(report)
-
-
-def put_adapter(bundle_folder: Path, stage: Path, file: str, manifest: dict[str, Any]) -> None:
-    """Move a finished adapter into a bundle, then tell its manifest: a file that is in no list is never read."""
-    sync_tree(stage / "adapters")
-    with disk_errors(bundle_folder):
-        (bundle_folder / "adapters").mkdir(exist_ok=True)
-        os.replace(stage / file, bundle_folder / file)
-        try:
-            sync_folder(bundle_folder / "adapters")
-            write_manifest(bundle_folder, manifest)
-        except BaseException:
-            (bundle_folder / file).unlink(missing_ok=True)
-            raise
-        sync_folder(bundle_folder)
 
 
 def check_room(bundle: Bundle, name: str) -> None:

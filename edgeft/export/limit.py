@@ -19,6 +19,7 @@ import numpy as np
 from edgeft.contract.artifact import Artifact, read_artifact
 from edgeft.contract.budget import Budget
 from edgeft.contract.bundle import MANIFEST, describe_file, read_bundle, write_manifest
+from edgeft.contract.bundle_adapters import put_adapter
 from edgeft.contract.device import Device
 from edgeft.contract.errors import EdgeftError, UsageError
 from edgeft.contract.files import (
@@ -33,7 +34,7 @@ from edgeft.contract.files import (
 from edgeft.contract.tensors import TensorFile, write_tensors
 
 from . import verify
-from .bundle import add, check_room, export, put_adapter
+from .bundle import add, check_room, export
 
 if TYPE_CHECKING:
     from edgeft.plugins import Host

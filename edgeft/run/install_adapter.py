@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import time
 from pathlib import Path
 from typing import Any
 
-from edgeft.contract.bundle import Bundle, read_bundle, write_manifest
+from edgeft.contract.bundle import Bundle, read_bundle
+from edgeft.contract.bundle_adapters import put_adapter
 from edgeft.contract.errors import EdgeftError, Faults, UsageError
-from edgeft.contract.files import disk_errors, locked, scratch, sha256, sync_folder, sync_tree
+from edgeft.contract.files import locked, scratch, sha256
 
 from .model import Model
 from .trust import check_adapter_arrival
@@ -106,13 +106,7 @@ def _take_in(manifest: dict[str, Any], bundle: Bundle, stage: Path) -> None:
             "adapters": {**whole["adapters"], name: manifest["adapter"]},
             "parity": {**parity, "adapters": {**parity.get("adapters", {}), name: manifest["parity"]},
                        "replay": [*parity.get("replay", []), *manifest["replay"]]}}
-    sync_tree(stage)
-    with disk_errors(bundle.folder):
-        (bundle.folder / "adapters").mkdir(exist_ok=True)
-        os.replace(stage / file, bundle.folder / file)
-        sync_folder(bundle.folder / "adapters")
-        write_manifest(bundle.folder, made)
-        sync_folder(bundle.folder)
+    put_adapter(bundle.folder, stage, file, made)
 
 
 def describe(result: dict[str, Any]) -> str:

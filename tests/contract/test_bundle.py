@@ -14,8 +14,9 @@ from edgeft.contract.bundle import (
     check_name,
     describe_file,
     read_bundle,
-    remove_adapter,
+    write_manifest,
 )
+from edgeft.contract.bundle_adapters import put_adapter, remove_adapter
 from edgeft.contract.errors import EdgeftError, UsageError
 
 FILES = {GRAPH: b"graph", GRAPH_DATA: b"weights" * 9, "tokenizer.json": b"{}", "adapters/menu.safetensors": b"menu",
@@ -195,6 +196,27 @@ def test_a_folder_in_place_of_a_file(bundle):
     (bundle / GRAPH).unlink()
     (bundle / GRAPH).mkdir()
     assert f"{GRAPH}: is missing" in broken(bundle)
+
+
+@pytest.mark.parametrize("written", [False, True])
+def test_put_an_adapter_and_fail(bundle, tmp_path, monkeypatch, written):
+    """The file is there if the manifest names it, and only then."""
+    file = tmp_path / "stage/adapters/late.safetensors"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"late")
+    manifest = json.loads((bundle / MANIFEST).read_text())
+    manifest["files"]["adapters/late.safetensors"] = describe_file(file)
+
+    def stopped(folder, made):
+        if written:
+            write_manifest(folder, made)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("edgeft.contract.bundle_adapters.write_manifest", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        put_adapter(bundle, tmp_path / "stage", "adapters/late.safetensors", manifest)
+    assert (bundle / "adapters/late.safetensors").exists() == written
+    read_bundle(bundle).check_files(whole=True)
 
 
 def test_remove_the_default_adapter(bundle):

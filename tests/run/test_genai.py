@@ -14,7 +14,8 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
-from edgeft.contract.bundle import read_bundle, remove_adapter
+from edgeft.contract.bundle import read_bundle
+from edgeft.contract.bundle_adapters import remove_adapter
 from edgeft.contract.errors import UsageError
 from edgeft.contract.files import read_json
 from edgeft.run import load

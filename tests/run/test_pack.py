@@ -6,6 +6,7 @@ import io
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
@@ -340,12 +341,14 @@ with mock.patch(sys.argv.pop(1), die): main(sys.argv[1:])
 """
 
 
-@pytest.mark.parametrize("moment", ["ask_again", "sync_tree", "os.replace", "write_json"])
+@pytest.mark.parametrize("moment", ["run.install_adapter.ask_again", *(
+    f"contract.bundle_adapters.{name}" for name in ("sync_tree", "os.replace", "write_manifest"))])
 def test_killed_while_an_adapter_goes_in(moment: str, base_there: Path, colors: Path) -> None:
     """The base works on, and the same command again puts the adapter in."""
     before = read_bundle(base_there).manifest
-    subprocess.run([sys.executable, "-c", KILLED, f"edgeft.run.install_adapter.{moment}", "install", colors, "--to",
-                    base_there], check=False)
+    done = subprocess.run([sys.executable, "-c", KILLED, f"edgeft.{moment}", "install", colors, "--to", base_there],
+                          check=False)
+    assert done.returncode == -signal.SIGKILL
     assert read_bundle(base_there).manifest == before
     verify(base_there)
     assert not install_adapter(colors, base_there)["already"]

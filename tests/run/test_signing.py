@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from edgeft.contract.bundle import describe_file, read_bundle, remove_adapter
+from edgeft.contract.bundle import describe_file, read_bundle
+from edgeft.contract.bundle_adapters import remove_adapter
 from edgeft.contract.errors import EdgeftError, UsageError
 from edgeft.contract.signature import policy_path
 from edgeft.run import load
