@@ -93,9 +93,14 @@ def digest(stream: BufferedReader) -> str:
     return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def count_values(data: bytes) -> int:
+    """At least how many values a JSON text holds, of which nothing is made."""
+    return sum(map(data.count, (b",", b":", b"[", b"{")))
+
+
 def parse_json(data: bytes, what: object, *, most: int = MAX_VALUES) -> dict[str, Any]:
     """A JSON object; EdgeftError says what is wrong with it, before more is made of it than it may take."""
-    if sum(map(data.count, (b",", b":", b"[", b"{"))) > most:
+    if count_values(data) > most:
         raise EdgeftError(f"{what}: holds more than {most:,} values; that is no file of this kind")
     try:
         value = json.loads(data.decode("utf-8"))

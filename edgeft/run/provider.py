@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from typing import Any
 
@@ -10,6 +9,7 @@ import onnxruntime as ort
 
 from edgeft.contract.bundle import Bundle
 from edgeft.contract.errors import EdgeftError, did_you_mean
+from edgeft.contract.events import warn
 
 Provider = tuple[str, dict[str, str]]  # its name and its options
 Wanted = str | Provider | None
@@ -75,8 +75,8 @@ def check_placed(who: Any, provider: str, session: ort.InferenceSession) -> None
                           f"takes none of its operators ({_listed(fallen)}).")
     if fallen:
         total = fallen.total() + placed[provider].total()
-        print(f"{who}: {fallen.total()} of {total} nodes run on the processor, not on {provider}: {_listed(fallen)}",
-              file=sys.stderr, flush=True)
+        warn("fallback", f"{who}: {fallen.total()} of {total} nodes run on the processor, not on {provider}: "
+             f"{_listed(fallen)}", graph=str(who), to=CPU)
 
 
 def _listed(counts: Counter[str]) -> str:

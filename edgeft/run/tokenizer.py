@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 
 from edgeft.contract.bundle import Bundle
 from edgeft.contract.errors import EdgeftError
+from edgeft.contract.opening import count_values
 
 MAX_TOKENIZER = 64 << 20  # bytes; the largest ones of today have 35 MiB
 MAX_VALUES = 3_000_000  # of its JSON: each may take 32 bytes while it is read; Gemma's 262,144 tokens need 2.2 million
@@ -38,8 +39,7 @@ def read_tokenizer(bundle: Bundle) -> Tokenizer:
 
 def make_tokenizer(data: bytes, what: str) -> Tokenizer:
     """A tokenizer of the bytes of its file; EdgeftError otherwise."""
-    count = sum(map(data.count, (b",", b":", b"[", b"{")))
-    if count > MAX_VALUES:
+    if count_values(data) > MAX_VALUES:
         raise EdgeftError(f"{what} holds more than {MAX_VALUES:,} values; that is no tokenizer")
     with refusing(f"{what} cannot be read"):
         tokenizer = Tokenizer.from_buffer(data)

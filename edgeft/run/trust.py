@@ -8,7 +8,7 @@ from pathlib import Path
 
 from edgeft.contract.bundle import Bundle, read_bundle
 from edgeft.contract.errors import EdgeftError, UsageError
-from edgeft.contract.signature import Policy, policy_path, read_policy, write_policy
+from edgeft.contract.signature import Policy, read_policy, write_policy
 
 from .signing import check_adapter, check_bundle, public_keys
 
@@ -64,9 +64,3 @@ def _version(place: Path) -> int:
         return read_bundle(place).version
     except EdgeftError:
         return 0
-
-
-def describe_policy(place: Path) -> str:
-    """A line for a person; empty where anything is trusted."""
-    policy = read_policy(place)
-    return f"takes only what {len(policy.keys)} key(s) signed: {policy_path(place)}" if policy else ""

@@ -16,8 +16,9 @@ from edgeft.contract.errors import EdgeftError
 from edgeft.run import load, provider, session
 from tests.conftest import edgeft
 from tests.export.test_standard import export_for, standard
+from tests.run.test_events import log
 
-__all__ = ["standard"]
+__all__ = ["log", "standard"]
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import place_openvino  # noqa: E402
@@ -63,6 +64,15 @@ def test_a_fallback_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     for providers in ([provider.CPU], ["XProvider", provider.CPU]):
         with pytest.raises(EdgeftError, match="runs none of the graph"):
             check({provider.CPU: mine}, *providers)
+
+
+def test_a_fallback_is_in_the_log(log: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    placed = {"XProvider": Counter({"MatMul": 3}), provider.CPU: Counter({"Gather": 2})}
+    monkeypatch.setattr(provider, "placement", lambda _: placed)
+    provider.check_placed("it", "XProvider", Placed(*placed))  # type: ignore[arg-type]
+    (line,) = log()
+    assert (line["event"], line["graph"], line["to"]) == ("fallback", "it", provider.CPU)
+    assert line["message"] == "it: 2 of 5 nodes run on the processor, not on XProvider: 2 Gather"
 
 
 def test_optional_slots_on_a_provider_that_freezes_them(bundle: Path, standard: Path,
