@@ -25,7 +25,8 @@ from pathlib import Path
 from typing import Any
 
 import place_openvino
-from common import E2E, EDGEFT, STORIES, arguments, machine, need, run, say, start, table, workspace
+import place_python
+from common import E2E, EDGEFT, STORIES, agreement, arguments, machine, need, run, say, start, table, workspace
 
 DEVICES = ("intel-cpu-openvino", "intel-npu", "snapdragon-8-gen-3", "apple-silicon")
 ADAPTERS = (None, "menu", "soft")
@@ -68,13 +69,13 @@ def measure(work: Path, device: str, quant: str, args: Any) -> dict[str, Any]:
             "fallback": {file: item["fallback"] for file, item in placement["graphs"].items()},
             "files_mib": mib(sum(entry["size"] for entry in manifest["files"].values())),
             "weights_mib": mib(manifest["files"]["model.onnx.data"]["size"]),
-            "cpu": compare(expected, on_cpu(bundle, questions, args.new_tokens))}
+            "cpu": compare(expected, place_python.answers(bundle, questions, args.new_tokens))}
     if placement["provider"] == place_openvino.PROVIDER and not place_openvino.missing():
         found = place_openvino.ask(bundle, questions, args.new_tokens)
         row["openvino"] = {**compare(expected, found["answers"]), "placement": found["placement"]}
         if block:
             other = place_openvino.ask(bundle, questions, args.new_tokens, rounded=True)["answers"]
-            row["rounded"] = {**compare(expected, other), "agreement": agreement(expected, other)}
+            row["rounded"] = {**compare(expected, other), "agreement": same(expected, other)}
     return row
 
 
@@ -99,7 +100,7 @@ def reference(work: Path, quant: str, block: int, args: Any) -> place_openvino.A
         run([*EDGEFT, "add", name, work / "soft", "--name", "soft"])
         if quant.startswith("int"):
             make_exact(name)
-    return on_cpu(name, ask_for(work, args.prompts), args.new_tokens)
+    return place_python.answers(name, ask_for(work, args.prompts), args.new_tokens)
 
 
 def make_exact(bundle: Path) -> None:
@@ -124,14 +125,6 @@ def ask_for(work: Path, count: int) -> list[dict[str, Any]]:
             for text in texts]
 
 
-def on_cpu(bundle: Path, questions: list[dict[str, Any]], tokens: int) -> place_openvino.Answers:
-    """The Python runner's answers with ONNX Runtime's own processor kernels."""
-    from edgeft.run import load
-
-    model = load(bundle, provider="CPUExecutionProvider", keep_prompts=0)
-    return [place_openvino.answer(model, question, tokens) for question in questions]
-
-
 def compare(expected: place_openvino.Answers, found: place_openvino.Answers) -> dict[str, Any]:
     """Equal answers, and the largest difference of a logit after the prompt."""
     pairs = list(zip(expected, found, strict=True))
@@ -140,14 +133,9 @@ def compare(expected: place_openvino.Answers, found: place_openvino.Answers) -> 
                                             for a, b in zip(left["logits"], right["logits"], strict=True))}
 
 
-def agreement(expected: place_openvino.Answers, found: place_openvino.Answers) -> float:
+def same(expected: place_openvino.Answers, found: place_openvino.Answers) -> float:
     """Share of tokens that are equal up to the first that is not, which all later ones follow from."""
-    same = total = 0
-    for left, right in zip(expected, found, strict=True):
-        pairs = list(zip(left["tokens"], right["tokens"], strict=False))
-        same += next((place for place, (a, b) in enumerate(pairs) if a != b), len(pairs))
-        total += len(left["tokens"])
-    return round(same / total, 4)
+    return round(agreement(*([item["tokens"] for item in answers] for answers in (expected, found))), 4)
 
 
 def mib(size: int) -> float:

@@ -34,6 +34,7 @@ from common import (
     machine,
     need,
     peak_mib,
+    random_lora,
     run,
     say,
     start,
@@ -43,7 +44,6 @@ from common import (
 )
 
 RANK, PROMPT, NEW = 8, 16, 8
-SPREAD = 0.35  # of a random adapter's B: large enough that answers tell adapters apart
 DISTINCT = 0.99  # share of answers that must differ from all others, or the check for wrong ones says little
 FLAT = 1.05  # last tenth's memory by the first's
 
@@ -114,15 +114,11 @@ def write(bundle: str, folder: str, count: str, seed: str) -> dict[str, float]:
 
     opened, where = read_bundle(Path(bundle)), Path(folder)
     where.mkdir(exist_ok=True)
-    pairs, _ = opened.module_shapes
     for number in range(int(count)):
         path = where / f"{number:05d}.safetensors"
         if path.is_file():
             continue
-        rng, tensors = np.random.default_rng([int(seed), number]), {}
-        for module, (inside, outside) in pairs.items():
-            tensors[f"{module}.A"] = rng.normal(0, inside**-0.5, (inside, RANK)).astype(np.float32)
-            tensors[f"{module}.B"] = rng.normal(0, SPREAD, (RANK, outside)).astype(np.float32)
+        tensors = random_lora(opened, RANK, np.random.default_rng([int(seed), number]))
         write_tensors(path, tensors, {"base_fingerprint": opened.fingerprint, "prompt": "raw"})
     return {"adapter_mib": path.stat().st_size / 2**20}
 

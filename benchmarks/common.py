@@ -21,6 +21,7 @@ STORIES = SHARED / "models" / "stories3m"
 E2E = SHARED / "data" / "e2e"
 EDGEFT = [sys.executable, "-m", "edgeft"]
 POLL_SECONDS = 0.1
+SPREAD = 0.35  # of a random adapter's B: large enough that answers tell adapters apart
 TIE = 0.05  # of the standard deviation of the logits: how near a second choice must be to pass for the first
 
 
@@ -152,6 +153,15 @@ def agreement(wanted: Sequence[Sequence[int]], found: Sequence[Sequence[int]]) -
         pairs = list(zip(one, other, strict=False))
         same += next((index for index, (left, right) in enumerate(pairs) if left != right), len(pairs))
     return same / max(sum(map(len, wanted)), 1)
+
+
+def random_lora(bundle: Any, rank: int, rng: Any) -> dict[str, Any]:
+    """A low-rank adapter's tensors, for every linear layer of a bundle."""
+    tensors = {}
+    for module, (inside, outside) in bundle.module_shapes[0].items():
+        tensors[f"{module}.A"] = rng.normal(0, inside**-0.5, (inside, rank)).astype("float32")
+        tensors[f"{module}.B"] = rng.normal(0, SPREAD, (rank, outside)).astype("float32")
+    return tensors
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

@@ -17,6 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import place_python
+
 ROOT = Path(__file__).resolve().parents[1]
 EXPORT_DEVICE = "intel-cpu-openvino"  # what a bundle must be exported for: standard operators, slots that must be given
 PROVIDER = "OpenVINOExecutionProvider"
@@ -77,26 +79,10 @@ def child(job_file: str, out: str) -> None:
     job = json.loads(Path(job_file).read_text())
     options = {"device_type": "CPU", "load_config": json.dumps({"CPU": ROUNDED if job["rounded"] else EXACT})}
     model = load(job["bundle"], provider=(PROVIDER, options), keep_prompts=0)
-    found = [answer(model, question, job["tokens"]) for question in job["questions"]]
+    found = [place_python.answer(model, question, job["tokens"]) for question in job["questions"]]
     placed = {name: {provider: counts.total() for provider, counts in placement(model.graphs.get(name).ort).items()}
               for name in model.graphs.opened}
     Path(out).write_text(json.dumps({"answers": found, "placement": placed}))
-
-
-def answer(model: Any, question: dict[str, Any], tokens: int) -> dict[str, Any]:
-    """One question, greedily, through the runner's own lanes."""
-    ids, adapter = question["prompt_tokens"], question.get("adapter")
-    lanes = model.lanes([{adapter: 1.0} if adapter else {}], len(ids) + tokens)
-    logits = lanes.prefill([ids])[0]
-    found: list[int] = []
-    first = [float(value) for value in logits]
-    while len(found) < tokens:
-        found.append(int(logits.argmax()))
-        if found[-1] in model.eos or len(found) == tokens:
-            break
-        logits = lanes.step([found[-1]])[0]
-    lanes.close()
-    return {"tokens": found, "logits": first}
 
 
 def main() -> None:

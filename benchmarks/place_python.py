@@ -20,15 +20,16 @@ def answers(bundle: Path, questions: list[dict[str, Any]], tokens: int) -> list[
     from edgeft.run import load
 
     model = load(bundle, provider=PROVIDER)
-    return [_answer(model, question, tokens) for question in questions]
+    return [answer(model, question, tokens) for question in questions]
 
 
-def _answer(model: Any, question: dict[str, Any], tokens: int) -> dict[str, Any]:
+def answer(model: Any, question: dict[str, Any], tokens: int) -> dict[str, Any]:
+    """One question to an open model, greedily, through the runner's own lanes."""
     prompt = question["prompt_tokens"]
     lanes = model.lanes([{question["adapter"]: 1.0} if question["adapter"] else {}], model.context)
     logits = np.array(lanes.prefill([prompt])[0])
-    answer = [int(logits.argmax())]
-    while len(answer) < tokens and answer[-1] not in model.eos:
-        answer.append(int(lanes.step(answer[-1:])[0].argmax()))
+    found = [int(logits.argmax())]
+    while len(found) < tokens and found[-1] not in model.eos:
+        found.append(int(lanes.step(found[-1:])[0].argmax()))
     lanes.close()
-    return {"tokens": answer, "logits": logits.tolist()}
+    return {"tokens": found, "logits": logits.tolist()}

@@ -44,6 +44,7 @@ from common import (
     machine,
     need,
     peak_mib,
+    random_lora,
     run,
     say,
     start,
@@ -54,7 +55,6 @@ from common import (
 from hostile import KINDS, SHORT, Hostile, spoil
 
 RANK, PROMPT, NEW = 8, 16, 8
-SPREAD = 0.35  # of a random adapter's B: large enough that answers tell adapters apart
 DISTINCT = 0.95  # share of answers that must differ from all others, or the check for wrong ones says little
 FLAT = 0.05  # of the first tenth's memory
 HOSTILE = 0.01  # of the requests
@@ -124,15 +124,12 @@ def write(bundle: str, folder: str, count: str, seed: str) -> dict[str, Any]:
     opened, where = read_bundle(Path(bundle)), Path(folder)
     where.mkdir(exist_ok=True)
     for number in range(int(count)):
-        rng, tensors = np.random.default_rng([int(seed), number]), {}
+        rng = np.random.default_rng([int(seed), number])
         if number % 5 == 4:
-            for layer, (heads, width) in enumerate(opened.prefix_layers):
-                for part in ("key", "value"):
-                    tensors[f"prefix.{layer}.{part}"] = rng.normal(0, 1, (heads, 4, width)).astype(np.float32)
+            tensors = {f"prefix.{layer}.{part}": rng.normal(0, 1, (heads, 4, width)).astype(np.float32)
+                       for layer, (heads, width) in enumerate(opened.prefix_layers) for part in ("key", "value")}
         else:
-            for module, (inside, outside) in opened.module_shapes[0].items():
-                tensors[f"{module}.A"] = rng.normal(0, inside**-0.5, (inside, RANK)).astype(np.float32)
-                tensors[f"{module}.B"] = rng.normal(0, SPREAD, (RANK, outside)).astype(np.float32)
+            tensors = random_lora(opened, RANK, rng)
         write_tensors(where / f"{number:05d}.safetensors", tensors,
                       {"base_fingerprint": opened.fingerprint, "prompt": "raw"})
     return {}

@@ -22,6 +22,7 @@ __all__ = ["log", "standard"]
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import place_openvino  # noqa: E402
+import place_python  # noqa: E402
 
 needs_openvino = pytest.mark.skipif(bool(place_openvino.missing()), reason=place_openvino.missing() or "there")
 
@@ -115,7 +116,7 @@ def test_openvino_answers_alike_and_runs_every_node(lora_run: Path, tmp_path: Pa
     found = place_openvino.ask(made, asked, 24)
     model = load(made, provider=provider.CPU)
     for question, there in zip(asked, found["answers"], strict=True):
-        here = place_openvino.answer(model, question, 24)
+        here = place_python.answer(model, question, 24)
         assert there["tokens"] == here["tokens"]
         assert np.abs(np.subtract(there["logits"], here["logits"])).max() < 1e-3
     bare, tuned = (answer["logits"] for answer in found["answers"][:2])
