@@ -19,7 +19,7 @@ from edgeft.contract.slots import Array
 from .dequantize import add_lookup, add_product
 from .graph import BaseGraph
 from .linears import Group, Piece, find_groups
-from .nodes import Builder, integers
+from .nodes import Builder, integers, take_over
 from .same_grid import tensor_digests
 from .scales import Product, add_scales
 from .store import Store
@@ -96,11 +96,8 @@ class Assembly:
             result = self._slot(group.slot, read, result, gate, nodes)
         outputs = self._split(group, result, nodes)
         for linear, value in zip(group.linears, outputs, strict=True):
-            old = linear.node.outputs[0]
-            name, value.shape, value.type = str(old.name), old.shape, ir.TensorType(ir.DataType.FLOAT)
-            old.name = f"{name}.replaced"
-            value.name = name
-            ir.convenience.replace_all_uses_with(old, value, replace_graph_outputs=True)
+            take_over(linear.node.outputs[0], value)
+            value.type = ir.TensorType(ir.DataType.FLOAT)
         self.graph.insert_before(first, nodes)
         self._products.append(Product(group, result, outputs))
         for linear in group.linears:

@@ -16,7 +16,7 @@ from edgeft.contract.errors import EdgeftError
 from edgeft.contract.grid import Grid
 from edgeft.contract.slots import Array
 
-from .nodes import integers
+from .nodes import Builder, take_over
 
 Kinds = dict[str, str]  # initializers -> how their numbers were held, a key of match.TOLERANCES
 
@@ -63,10 +63,7 @@ def _put(graph: ir.Graph, node: ir.Node, op: str, inputs: list[ir.Value | None],
 
 def _become(graph: ir.Graph, node: ir.Node, value: ir.Value) -> None:
     """The node goes, and this value takes its output's place and name."""
-    old = node.outputs[0]
-    value.name, value.shape, value.type = old.name, old.shape, old.type
-    old.name = f"{old.name}.replaced"
-    ir.convenience.replace_all_uses_with(old, value, replace_graph_outputs=True)
+    take_over(node.outputs[0], value)
     graph.remove(node, safe=True)
 
 
@@ -185,12 +182,13 @@ def _gemm(graph: ir.Graph, node: ir.Node, kinds: Kinds) -> None:
         raise EdgeftError(f"Gemm {node.name}: is scaled or transposed in a way that no linear layer is.")
     if node.attributes.get_int("transB", False):
         weight = _put(graph, node, "Transpose", [weight], perm=[1, 0])
-    ids, rest = next(value for value in graph.inputs if value.name == "input_ids"), integers(graph, "const.list.-1", -1)
+    ints = Builder(graph).ints
+    ids, rest = next(value for value in graph.inputs if value.name == "input_ids"), ints(-1)
     rows = _put(graph, node, "Concat", [_put(graph, node, "Shape", [ids]), rest], axis=0)
     product = _put(graph, node, "MatMul", [_put(graph, node, "Reshape", [read, rows]), weight])
     product = _with_bias(graph, node, product, _optional(node, 2))
-    sizes = [integers(graph, f"const.list.{value}", value) for value in (1, 2)]  # Slice: Shape has no range before 15
-    width = _put(graph, node, "Slice", [_put(graph, node, "Shape", [weight]), *sizes])
+    whole = _put(graph, node, "Shape", [weight])  # all of it: Shape has no range before opset 15
+    width = _put(graph, node, "Slice", [whole, ints(1), ints(2)])
     flat = _put(graph, node, "Concat", [rest, width], axis=0)
     _become(graph, node, _put(graph, node, "Reshape", [product, flat]))
 

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from edgeft.contract.errors import Faults
 
 from .graph import INPUTS
-from .nodes import constant, integers
+from .nodes import Builder, constant
 
 CACHE = re.compile(r"(past_key_values|past|present|present_key_values)\.(\d+)\.(key|value)")
 POSITIONS = "position_ids"
@@ -69,15 +69,8 @@ def _positions(graph: ir.Graph, positions: ir.Value) -> None:
     With a cache that grows, columns of the mask are rows of the cache, and the new tokens stand last. In a shared
     buffer a row's real tokens stand first, so its new ones end at the mask's sum, or, right-padded, begin at 0.
     """
-    made: list[ir.Node] = []
-
-    def add(op: str, *inputs: ir.Value, **attributes: Any) -> ir.Value:
-        made.append(ir.node(op, inputs, attributes))
-        return made[-1].outputs[0]
-
-    def number(value: int) -> ir.Value:
-        return integers(graph, f"const.list.{value}", value)
-
+    nodes = Builder(graph)
+    add, number = nodes.add, nodes.ints
     ids, mask = (next(value for value in graph.inputs if value.name == name) for name in INPUTS)
     count = add("Slice", add("Shape", ids), number(1), number(2))
     if any(node.op_type == "GroupQueryAttention" for node in graph):
@@ -90,4 +83,4 @@ def _positions(graph: ir.Graph, positions: ir.Value) -> None:
         places = add("Max", add("Sub", add("CumSum", mask, add("Squeeze", number(1))), number(1)), number(0))
         found = add("Slice", places, add("Neg", count), number(2**62), number(1))
     ir.convenience.replace_all_uses_with(positions, found)
-    graph.insert_before(graph[0], made)
+    graph.insert_before(graph[0], nodes.made)

@@ -36,6 +36,14 @@ def fixed_size(value: ir.Value | None, axis: int) -> int:
     return int(str(shape[axis]))
 
 
+def take_over(old: ir.Value, new: ir.Value) -> None:
+    """Give a value all that another one had: name, shape, type, uses, and its place among the graph's outputs."""
+    name = str(old.name)
+    old.name, new.name = f"{name}.replaced", name
+    new.shape, new.type = old.shape, old.type
+    ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
+
+
 class Builder:
     """Collects nodes in the order in which they are to stand."""
 
@@ -69,10 +77,7 @@ class Builder:
     def replace(self, node: ir.Node, values: Sequence[ir.Value]) -> None:
         """Put the nodes made so far where `node` stands, and these values in place of its first outputs."""
         for old, new in zip(node.outputs, values, strict=False):
-            name = str(old.name)
-            old.name, new.name = f"{name}.replaced", name
-            new.shape, new.type = old.shape, old.type
-            ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
+            take_over(old, new)
         self.graph.insert_before(node, self.made)
         self.graph.remove(node, safe=True)
         self.made = []

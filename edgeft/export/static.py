@@ -20,7 +20,7 @@ from edgeft.contract.bundle import GRAPH, LOGITS_TO_KEEP, STATIC_DECODE, STATIC_
 from edgeft.contract.device import Graph
 from edgeft.contract.errors import EdgeftError
 
-from .nodes import fixed_size, given
+from .nodes import fixed_size, given, take_over
 from .traced import optimize
 
 FOLDED = 1 << 26  # bytes; a mask of causality for a chunk of 128 and a context of 16k has 8 MiB
@@ -103,10 +103,7 @@ def _plain_products(graph: ir.Graph) -> Iterator[None]:
 
 def _swap(old: ir.Node, new: ir.Node) -> None:
     """Put a node of one output in another's place."""
-    before, after = old.outputs[0], new.outputs[0]
-    name, after.shape, after.type = before.name, before.shape, before.type
-    before.name, after.name = f"{name}.replaced", name
-    ir.convenience.replace_all_uses_with(before, after, replace_graph_outputs=True)
+    take_over(old.outputs[0], new.outputs[0])
     assert old.graph is not None
     old.graph.insert_before(old, new)
     old.graph.remove(old)

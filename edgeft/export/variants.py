@@ -18,7 +18,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass, TopologicalSortPass
 
 from edgeft.contract.bundle import DECODE_GRAPH, GRAPH, PLAIN_GRAPH, PREFILL_GRAPH, SCALED_GRAPH, SLOTS_GRAPH, SlotGroup
 
-from .nodes import integers
+from .nodes import Builder, take_over
 
 
 @dataclass(frozen=True)
@@ -35,26 +35,17 @@ class Site:
 Form = Callable[[Site, SlotGroup, "Nodes"], ir.Value]
 
 
-class Nodes:
-    """New nodes, and the constants that they share."""
+class Nodes(Builder):
+    """New nodes, and the inputs of slots in the shape that blocks read."""
 
     def __init__(self, graph: ir.Graph) -> None:
-        self.graph, self.made = graph, list[ir.Node]()
+        super().__init__(graph)
         self._widened: dict[ir.Value, ir.Value] = {}
-
-    def add(self, op: str, *inputs: ir.Value, **attributes: Any) -> ir.Value:
-        """A node of one output; returns that."""
-        self.made.append(ir.node(op, inputs, attributes))
-        return self.made[-1].outputs[0]
-
-    def integers(self, *values: int) -> ir.Value:
-        """A constant list of integers."""
-        return integers(self.graph, "const.shape." + "_".join(map(str, values)), *values)
 
     def over_blocks(self, read: ir.Value) -> ir.Value:
         """[rows, seq, in] to [rows, 1, seq, in], once for all slots that read it."""
         if read not in self._widened:
-            self._widened[read] = self.add("Unsqueeze", read, self.integers(1))
+            self._widened[read] = self.add("Unsqueeze", read, self.ints(1))
         return self._widened[read]
 
 
@@ -97,8 +88,11 @@ def rewrite(model: ir.Model, slots: dict[str, SlotGroup], form: Form) -> None:
     for site in list(_sites(graph)):
         shared.made = []
         value = form(site, slots[str(site.a.name).removesuffix(".A")], shared)
-        graph.insert_before(site.result.producer(), shared.made)  # type: ignore[arg-type]
-        _replace(graph, site.result, value)
+        node = site.result.producer()
+        assert node is not None
+        graph.insert_before(node, shared.made)
+        take_over(site.result, value)
+        graph.remove(node, safe=True)
     RemoveUnusedNodesPass()(model)
     TopologicalSortPass()(model)
     for value in list(graph.inputs):
@@ -120,14 +114,6 @@ def _sites(graph: ir.Graph) -> Iterator[Site]:
         yield Site(node.outputs[0], node.inputs[0], read, a, b)  # type: ignore[arg-type]
 
 
-def _replace(graph: ir.Graph, old: ir.Value, new: ir.Value) -> None:
-    node, name = old.producer(), str(old.name)
-    assert node is not None
-    old.name, new.name, new.shape, new.type = f"{name}.replaced", name, old.shape, old.type
-    ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
-    graph.remove(node, safe=True)
-
-
 def _plain(site: Site, slot: SlotGroup, nodes: Nodes) -> ir.Value:
     return site.base
 
@@ -137,7 +123,7 @@ def _prefill(site: Site, slot: SlotGroup, nodes: Nodes) -> ir.Value:
     low = _low(site, slot, nodes)
     if slot.blocks > 1:
         low = nodes.add("Transpose", low, perm=[0, 2, 1, 3])
-        low = nodes.add("Reshape", low, nodes.integers(0, 0, sum(slot.out_features)))
+        low = nodes.add("Reshape", low, nodes.ints(0, 0, sum(slot.out_features)))
     return nodes.add("Add", site.base, low)
 
 
@@ -145,7 +131,7 @@ def _decode(site: Site, slot: SlotGroup, nodes: Nodes) -> ir.Value:
     """One token a row: the blocks lie side by side already."""
     low = _low(site, slot, nodes)
     if slot.blocks > 1:
-        low = nodes.add("Reshape", low, nodes.integers(-1, 1, sum(slot.out_features)))
+        low = nodes.add("Reshape", low, nodes.ints(-1, 1, sum(slot.out_features)))
     return nodes.add("Add", site.base, low)
 
 
