@@ -96,7 +96,7 @@ HOSTILE: dict[str, tuple[Callable[[bytes, bytes], bytes], str]] = {
         "'bundle.sig', a link to '/etc/passwd'",
     ),
     "cut short": (
-        lambda first, rest: first + header(OWN, 9000) + b"x" * 100,
+        lambda first, rest: first + header(OWN, 9000) + b"x" * 2000,
         "bundle.sig ends early",
     ),
     "something behind it": (

@@ -155,11 +155,13 @@ def test_an_adapter_goes_into_a_place_that_asks(signed: Path, bundle: Path, base
     other = Path(shutil.copytree(bundle, tmp_path / "other"))
     sign(other, keys["stranger"])
     file = Path(pack(signed, tmp_path / "colors.edgeft", adapter="colors")["file"])
-    for bad, why in ((Path(pack(bundle, tmp_path / "unsigned", adapter="colors")["file"]), "there is no signature"),
-                     (Path(pack(other, tmp_path / "strange", adapter="colors")["file"]), "key declared"),
-                     (repacked(file, _agreeing), "its signature is of other content"),
-                     (repacked(file, _tampered), "declared sha256")):
-        done = edgeft("install", bad, "--to", base_there, check=False)
+    bad_ones: list[tuple[Callable[[], Path], str]] = [
+        (lambda: Path(pack(bundle, tmp_path / "unsigned", adapter="colors")["file"]), "there is no signature"),
+        (lambda: Path(pack(other, tmp_path / "strange", adapter="colors")["file"]), "key declared"),
+        (lambda: repacked(file, _agreeing), "its signature is of other content"),
+        (lambda: repacked(file, _tampered), "declared sha256")]
+    for make, why in bad_ones:
+        done = edgeft("install", make(), "--to", base_there, check=False)
         assert (done.returncode, why in done.stderr) == (1, True), done.stderr
         assert snapshot(base_there) == before
     assert not install_adapter(file, base_there)["already"]
