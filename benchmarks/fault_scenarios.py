@@ -31,6 +31,7 @@ from edgeft.contract.errors import UsageError  # noqa: E402
 from edgeft.contract.files import read_json, sha256  # noqa: E402
 from edgeft.run import signing  # noqa: E402
 from edgeft.run.install import install  # noqa: E402
+from edgeft.run.pack import pack  # noqa: E402
 from edgeft.run.rollback import previous_of, rollback  # noqa: E402
 from edgeft.run.trust import Trust  # noqa: E402
 from edgeft.run.verify import verify  # noqa: E402
@@ -60,6 +61,7 @@ class Fixtures:
         self.folder = folder
         self.base, self.run, self.data = folder / "base", folder / "run", folder / "data.jsonl"
         self.old, self.new, self.key = folder / "old", folder / "new", folder / "key"
+        self.packed = folder / "old.edgeft"
 
     def build(self) -> None:
         """Make them all."""
@@ -72,6 +74,7 @@ class Fixtures:
         for place, version in ((self.old, 1), (self.new, 2)):
             self.export(place, version)
             signing.sign(place, self.key)
+        pack(self.old, self.packed)
 
     def _base(self) -> None:
         model = Path(edgeft.starter.__file__).parent / "model"
@@ -149,11 +152,21 @@ def _bundles(fixtures: Fixtures) -> Iterator[Scenario]:
             signing.new_key(other)
         signing.sign(folder / "bundle", other)
 
+    def pack_it(folder: Path) -> None:
+        pack(fixtures.old, folder / "one.edgeft")
+
+    def packed(folder: Path) -> str:
+        file = folder / "one.edgeft"
+        if not file.exists():
+            return "old"
+        return "new" if sha256(file) == sha256(fixtures.packed) else "other"
+
     added, removed = adapters({"menu": "old", "menu,more": "new"}), adapters({"menu": "old", "": "new"})
     yield Scenario("export", lambda _: None, export, exported, _once(export, exported))
     yield Scenario("add", copy, add, added, _once(add, added))
     yield Scenario("remove", copy, remove, removed, _once(remove, removed))
     yield Scenario("sign", copy, sign, signed)
+    yield Scenario("pack", lambda _: None, pack_it, packed, _once(pack_it, packed))
 
 
 def _once(act: Callable[[Path], Any], state: Callable[[Path], str]) -> Callable[[Path], None]:

@@ -28,19 +28,21 @@ def install_command(bundle: Path, to: Path | None, remove: bool, keys: tuple[Pat
     if remove:
         _remove(bundle, to, as_json)
         return
+    from edgeft.run.trust import Trust
+
+    trust = Trust(keys, require, allow_rollback)
     if bundle.is_file() and to is not None:
         from edgeft.run.unpack import holds_adapter
 
         if holds_adapter(bundle):
             from edgeft.run import install_adapter
 
-            put = install_adapter.install_adapter(bundle, to)
+            put = install_adapter.install_adapter(bundle, to, trust)
             print_json(put) if as_json else click.echo(install_adapter.describe(put))
             return
     from edgeft.run.install import describe, install
-    from edgeft.run.trust import Trust
 
-    result = install(bundle, to, Trust(keys, require, allow_rollback))
+    result = install(bundle, to, trust)
     print_json(result) if as_json else click.echo(describe(result))
 
 

@@ -3,16 +3,16 @@
 The first file is a manifest that names all others with their sizes. So the reader interprets none of what a stranger
 wrote in a header: it makes the header that must stand there, and compares. Links, devices, paths to elsewhere, names
 that come twice, sizes that lie and bytes hidden between files are refused for being something else than that. `tar tf`
-lists such a file, of any size (GNU format).
+lists such a file, of any size (GNU format). Signatures, which no manifest can name, stand right behind it.
 """
 
 from __future__ import annotations
 
 import re
 import tarfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, Any
 
 from .errors import EdgeftError, Faults
 from .manifest import MAX_MANIFEST
@@ -80,8 +80,8 @@ def write_end(stream: IO[bytes]) -> None:
 class Reader:
     """A container, read from its beginning to its end in one pass.
 
-    `name` and `manifest` are its first file, `unpack` writes the others. Every refusal is an EdgeftError that names the
-    container.
+    `name` and `manifest` are its first file, `beside` is what `take_beside` found behind it, `unpack` writes all. Every
+    refusal is an EdgeftError that names the container.
     """
 
     def __init__(self, path: Path, stream: IO[bytes], manifests: Iterable[str]) -> None:
@@ -92,25 +92,52 @@ class Reader:
         self.name, size = self._first(block, list(manifests))
         self.manifest = stream.read(size)
         self._check_padding(self.name, size)
+        self.beside: dict[str, bytes] = {}
+
+    def take_beside(self, names: Sequence[str], files: Mapping[str, Any], limit: int) -> None:
+        """Read what may stand behind the manifest without being in its list `files`, into memory.
+
+        Each of `names` at most once, in this order, of at most `limit` bytes; together no more than a manifest.
+        """
+        left, room = list(names), MAX_MANIFEST
+        while True:
+            block = self._stream.read(BLOCK)
+            name, size = claim(block)
+            if name is None or name in files:
+                self._stream.seek(-len(block), 1)
+                return
+            if name in left and not 0 <= size <= min(limit, room):
+                raise self._refusal(f"{name} of {size} bytes, and at most {min(limit, room)} are read")
+            if name not in left or block != header(name, size):
+                found = describe(block, {**files, **dict.fromkeys(names, size)})
+                raise self._refusal(f"behind its {self.name} stands {found}")
+            del left[:left.index(name) + 1]
+            room -= size
+            self.beside[name] = self._stream.read(size)
+            if len(self.beside[name]) != size:
+                raise self._refusal(f"{name} ends early")
+            self._check_padding(name, size)
 
     def unpack(self, files: Mapping[str, int], folder: Path) -> None:
-        """Write the manifest and all files (name -> size) to an empty folder.
+        """Write the manifest, what was found beside it, and all files (name -> size) to an empty folder.
 
         Nothing is written unless the container has the very length that these have together.
         """
         faults = Faults(f"{self.path}: is not what `edgeft pack` writes")
         if len(files) > MAX_FILES:
             faults.add(f"{len(files):,} files; at most {MAX_FILES:,} are read")
-        check_names([self.name, *files], faults)
+        check_names([self.name, *self.beside, *files], faults)
         for name, size in files.items():
             if type(size) is not int or not 0 <= size < 1 << 60:
                 faults.add(f"{name}: a size of {size!r}"[:MAX_NAME])
         faults.raise_if_any()
-        wanted = total_size([len(self.manifest), *files.values()])
+        wanted = total_size([len(self.manifest), *map(len, self.beside.values()), *files.values()])
         if self.size != wanted:
             why = "it was cut short" if self.size < wanted else "more stands in it than its manifest names"
             raise EdgeftError(f"{self.path}: declared {wanted} bytes, found {self.size}: {why}. Copy it again.")
-        (folder / self.name).write_bytes(self.manifest)
+        for name, data in {self.name: self.manifest, **self.beside}.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(data)
         for name in sorted(files):
             self._unpack_one(name, files[name], files, folder / name)
         if self._stream.read() != END:
@@ -155,8 +182,17 @@ class Reader:
                            "nothing of it was kept.")
 
 
-def describe(block: bytes, files: Mapping[str, int]) -> str:
-    """What a header that is not the expected one says, for the message alone."""
+def claim(block: bytes) -> tuple[str | None, int]:
+    """Name and size that a header claims, to be compared with the one that it must be; None where there is none."""
+    try:
+        info = tarfile.TarInfo.frombuf(block, "ascii", "backslashreplace")
+    except (tarfile.HeaderError, ValueError):
+        return None, 0
+    return info.name, info.size
+
+
+def describe(block: bytes, files: Mapping[str, Any]) -> str:
+    """What a header that is not the expected one says, for the message alone; `files`: name -> size."""
     if not any(block):
         return "the end"
     try:

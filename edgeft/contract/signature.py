@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,6 +67,19 @@ def _statement(subject: str, value: Any) -> bytes:
     """Canonical JSON behind a line that belongs to this format and subject alone."""
     return f"edgeft signature {FORMAT}: {subject}\n".encode() + json.dumps(
         value, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode()
+
+
+def signature_names(files: Iterable[str], *, bundle: bool) -> list[str]:
+    """Every signature that may lie beside these files, in a packed file's order; `bundle`: the bundle's own, too."""
+    own = [BUNDLE_SIGNATURE] if bundle else []
+    return [*own, *(f"{name}{SUFFIX}" for name in sorted(files) if name.startswith("adapters/"))]
+
+
+def signatures_there(folder: Path, names: Iterable[str]) -> dict[str, bytes]:
+    """The bytes of those that there are, as they are; a link or a longer file is no signature."""
+    paths = {name: folder / name for name in names}
+    return {name: path.read_bytes() for name, path in paths.items()
+            if path.is_file() and not path.is_symlink() and path.stat().st_size <= LARGEST}
 
 
 def signature_path(path: Path) -> Path:

@@ -13,17 +13,14 @@ from typing import Any
 from edgeft.contract.bundle import MANIFEST, Bundle, check_runnable, read_bundle
 from edgeft.contract.errors import EdgeftError, UsageError
 from edgeft.contract.files import disk_errors, locked, scratch, sweep, sync_tree
-from edgeft.contract.signature import BUNDLE_SIGNATURE, LARGEST, SUFFIX
+from edgeft.contract.signature import signature_names, signatures_there
 
 from .prepare import prepare
 from .prepared import PREPARED, Prepared, can_prepare, machine, read_prepared
 from .rollback import previous_of, switch
-from .signing import adapter_files
-from .trust import Trust, check_arrival, remember
+from .trust import ANYTHING, Trust, check_arrival, remember
 from .unpack import opened, read_manifest, unpack
 from .verify import verify
-
-ANYTHING = Trust()
 
 
 def install(source: Path, to: Path | None = None, trust: Trust = ANYTHING) -> dict[str, Any]:
@@ -66,7 +63,7 @@ def _install_folder(folder: Path, to: Path | None, trust: Trust) -> bool:
 
 
 def _install_file(file: Path, to: Path, trust: Trust) -> bool:
-    """Whether it was done already. A packed file holds no signature, so it is refused where one is asked for."""
+    """Whether it was done already."""
     with opened(file) as reader:
         if reader.name != MANIFEST:
             raise UsageError(f"{file}: holds one adapter alone. Name the folder of its base with --to.")
@@ -74,7 +71,7 @@ def _install_file(file: Path, to: Path, trust: Trust) -> bool:
         with _alone(to, to):
             with disk_errors(to):
                 sweep(to)
-            if _is_there(manifest, to, {}):
+            if _is_there(manifest, to, reader.beside):
                 check_arrival(read_bundle(to), to, trust)
                 already = _make_ready(_verified(to))
             else:
@@ -190,10 +187,7 @@ def _replace(to: Path, fill: Callable[[Path], None], source: str, trust: Trust) 
 
 def _signatures(bundle: Bundle) -> dict[str, bytes]:
     """The signatures that there are, by file; they are in no list of files."""
-    names = (BUNDLE_SIGNATURE, *(f"{file}{SUFFIX}" for file in adapter_files(bundle)))
-    paths = {name: bundle.folder / name for name in names}
-    return {name: path.read_bytes() for name, path in paths.items()
-            if path.is_file() and not path.is_symlink() and path.stat().st_size <= LARGEST}
+    return signatures_there(bundle.folder, signature_names(bundle.manifest["files"], bundle=True))
 
 
 def _report(bundle: Bundle, prepared: Prepared | None, already: bool, seconds: float) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +13,16 @@ from edgeft.contract.errors import EdgeftError, Faults, UsageError
 from edgeft.contract.files import locked, scratch, sha256
 
 from .model import Model
-from .trust import check_adapter_arrival
+from .trust import ANYTHING, Trust, check_adapter_arrival, remember
 from .unpack import check_adapter, opened, read_manifest, unpack
 from .verify import ask_again
 
 
-def install_adapter(file: Path, to: Path) -> dict[str, Any]:
+def install_adapter(file: Path, to: Path, trust: Trust = ANYTHING) -> dict[str, Any]:
     """Put the adapter that a file holds beside the base at `to`; its name is the one that it was packed under.
 
-    EdgeftError for another base, another grid, a digest that differs, slots that the base lacks, or answers that do not
-    come again; then nothing has changed.
+    EdgeftError for another base, another grid, a digest that differs, a signature that is asked for and not there,
+    slots that the base lacks, or answers that do not come again; then nothing has changed.
     """
     started = time.perf_counter()
     with opened(file) as reader:
@@ -33,13 +34,17 @@ def install_adapter(file: Path, to: Path) -> dict[str, Any]:
             bundle.check_files(whole=False)
             _check_base(file, manifest, bundle)
             already = _is_there(manifest, bundle)
-            if not already:
-                with scratch(to) as stage:
-                    unpack(reader, manifest, stage)
-                    asked = _check_stage(file, manifest, to, stage)
+            with scratch(to) as stage:
+                unpack(reader, manifest, stage)
+                _check_bytes(file, manifest, to, stage, trust)
+                asked = {} if already else _check_answers(file, manifest, to, stage)
+                _take_signatures(reader.beside, bundle, stage)
+                if not already:
                     _take_in(manifest, bundle, stage)
+            with disk_errors(to):
+                remember(to, trust)
     return {"folder": str(to), "adapter": manifest["name"], "already": already, "base": bundle.fingerprint,
-            "seconds": round(time.perf_counter() - started, 2), **({} if already else asked)}
+            "seconds": round(time.perf_counter() - started, 2), **asked}
 
 
 def _check_base(file: Path, manifest: dict[str, Any], bundle: Bundle) -> None:
@@ -72,13 +77,18 @@ def _is_there(manifest: dict[str, Any], bundle: Bundle) -> bool:
     return False
 
 
-def _check_stage(file: Path, manifest: dict[str, Any], to: Path, stage: Path) -> dict[str, Any]:
-    """The adapter's digest, its fit, and its recorded answers, all before it is anywhere else than in the stage."""
+def _check_bytes(file: Path, manifest: dict[str, Any], to: Path, stage: Path, trust: Trust) -> None:
+    """The adapter's digest and its signature, before it is anywhere else than in the stage."""
     ((name, entry),) = manifest["files"].items()
     found = sha256(stage / name)
     if found != entry["sha256"]:
         raise EdgeftError(f"{file}: {name}  declared sha256 {entry['sha256'][:12]}  found {found[:12]}. Copy it again.")
-    check_adapter_arrival(stage / name, to, name=manifest["name"], digest=found)
+    check_adapter_arrival(stage / name, to, trust, name=manifest["name"], digest=found)
+
+
+def _check_answers(file: Path, manifest: dict[str, Any], to: Path, stage: Path) -> dict[str, Any]:
+    """Its fit and its recorded answers, from the stage, too."""
+    (name,) = manifest["files"]
     model = Model(to, keep_prompts=0)
     _check_rows(file, manifest["replay"], model)
     model.load_adapter(manifest["name"], stage / name)
@@ -96,6 +106,16 @@ def _check_rows(file: Path, rows: list[dict[str, Any]], model: Model) -> None:
     if highest >= vocabulary:
         faults.add("token", declared=f"a vocabulary of {vocabulary}", found=highest)
     faults.raise_if_any("Pack it again.")
+
+
+def _take_signatures(names: Iterable[str], bundle: Bundle, stage: Path) -> None:
+    """Before the adapter: one that stands in the manifest never lacks what was checked."""
+    sync_tree(stage)
+    with disk_errors(bundle.folder):
+        (bundle.folder / "adapters").mkdir(exist_ok=True)
+        for name in names:
+            os.replace(stage / name, bundle.folder / name)
+        sync_folder(bundle.folder / "adapters")
 
 
 def _take_in(manifest: dict[str, Any], bundle: Bundle, stage: Path) -> None:

@@ -1,10 +1,12 @@
-"""Pack a bundle, its base alone, or one of its adapters alone into one file; equal bundles make equal files."""
+"""Pack a bundle, its base alone, or one of its adapters alone into one file; equal bundles make equal files.
+
+The signatures that are there go along: the base's holds without adapters, too, and each adapter has its own.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -12,10 +14,9 @@ from typing import IO, Any
 from edgeft.contract.bundle import MANIFEST, Bundle, read_bundle
 from edgeft.contract.container import PIECE, SUFFIX, check_names, write_end, write_member
 from edgeft.contract.errors import EdgeftError, Faults, UsageError
-from edgeft.contract.files import disk_errors, refuse_existing, scratch, sync_folder, sync_tree
+from edgeft.contract.files import disk_errors, refuse_existing, scratch, sweep, sync_folder, sync_tree
 from edgeft.contract.manifest import MAX_MANIFEST, sealed
-from edgeft.contract.signature import BUNDLE_SIGNATURE
-from edgeft.contract.signature import SUFFIX as SIGNED
+from edgeft.contract.signature import signature_names, signatures_there
 
 ADAPTER_MANIFEST = "adapter.json"
 ADAPTER_FORMAT = 1
@@ -33,6 +34,8 @@ def pack(folder: Path, out: Path | None = None, *, adapter: str | None = None,
     bundle = read_bundle(folder)
     part = f".{adapter}" if adapter else ".base" if without_adapters else ""
     out = out or folder.resolve().with_name(f"{folder.resolve().name}{part}{SUFFIX}")
+    with disk_errors(out):
+        sweep(out)  # killed right behind its rename it had left its stage beside the whole file
     refuse_existing(out)
     if adapter:
         name, manifest = ADAPTER_MANIFEST, encode(adapter_manifest(bundle, adapter))
@@ -40,18 +43,18 @@ def pack(folder: Path, out: Path | None = None, *, adapter: str | None = None,
     else:
         base = without(bundle.manifest) if without_adapters else bundle.manifest
         name, manifest, files = MANIFEST, encode_bundle(base), base["files"]
-    _check(bundle, name, manifest, files)
-    _tell_of_signatures(folder, name, files)
+    signed = signatures_there(bundle.folder, signature_names(files, bundle=name == MANIFEST))
+    _check(bundle, {name: manifest, **signed}, files)
     with scratch(out) as stage:
         with (stage / out.name).open("wb") as stream:
-            _write(stream, bundle, name, manifest, files)
+            _write(stream, bundle, {name: manifest, **signed}, files)
         sync_tree(stage)
         with disk_errors(out):
             (stage / out.name).rename(out)
             sync_folder(out.parent)
     return {"file": str(out), "bytes": out.stat().st_size, "holds": "adapter" if adapter else "bundle",
             "base": bundle.fingerprint, "adapters": [adapter] if adapter else sorted(base["adapters"]),
-            "files": len(files) + 1}
+            "files": len(files) + 1, "signatures": list(signed)}
 
 
 def encode(manifest: Mapping[str, Any]) -> bytes:
@@ -62,15 +65,6 @@ def encode(manifest: Mapping[str, Any]) -> bytes:
 def encode_bundle(manifest: Mapping[str, Any]) -> bytes:
     """bundle.json as `export` and `add` write it, ending in its digest."""
     return sealed(json.dumps(manifest, indent=2, ensure_ascii=False)).encode()
-
-
-def _tell_of_signatures(folder: Path, name: str, files: Files) -> None:
-    """What a packed file does not hold, on stderr: signatures are not in the manifest's list of files."""
-    there = [*([BUNDLE_SIGNATURE] if name == MANIFEST else []), *(f"{file}{SIGNED}" for file in files)]
-    lost = [file for file in there if (folder / file).exists()]
-    if lost:
-        print(f"{folder}: {', '.join(lost)}: a packed file holds no signatures. Where they are required, copy the "
-              "folder.", file=sys.stderr, flush=True)
 
 
 def without(manifest: Mapping[str, Any]) -> dict[str, Any]:
@@ -94,19 +88,22 @@ def adapter_manifest(bundle: Bundle, name: str) -> dict[str, Any]:
             "files": {file: manifest["files"][file]}}
 
 
-def _check(bundle: Bundle, name: str, manifest: bytes, files: Files) -> None:
-    """What a reader would refuse is not written."""
+def _check(bundle: Bundle, first: Mapping[str, bytes], files: Files) -> None:
+    """What a reader would refuse is not written. `first`: the manifest and the signatures."""
     bundle.check_files(whole=False)
     faults = Faults(f"{bundle.folder}: cannot be packed")
-    check_names([name, *files], faults)
-    if len(manifest) > MAX_MANIFEST:
-        faults.add(f"{name} has {len(manifest)} bytes; at most {MAX_MANIFEST} are read")
+    check_names([*first, *files], faults)
+    name, *signed = first
+    for what, size in ((name, len(first[name])), ("all signatures", sum(len(first[each]) for each in signed))):
+        if size > MAX_MANIFEST:
+            faults.add(f"{what}: {size} bytes; at most {MAX_MANIFEST} are read")
     faults.raise_if_any()
 
 
-def _write(stream: IO[bytes], bundle: Bundle, name: str, manifest: bytes, files: Files) -> None:
+def _write(stream: IO[bytes], bundle: Bundle, first: Mapping[str, bytes], files: Files) -> None:
     faults = Faults(f"{bundle.folder}: is not as it was exported")
-    write_member(stream, name, len(manifest), [manifest])
+    for name, data in first.items():
+        write_member(stream, name, len(data), [data])
     for file in sorted(files):
         digest = hashlib.sha256()
         write_member(stream, file, files[file]["size"], _pieces(bundle.folder / file, digest))
@@ -132,4 +129,4 @@ def describe(result: dict[str, Any]) -> str:
     what = "one adapter" if result["holds"] == "adapter" else "a bundle"
     names = ", ".join(result["adapters"]) or "none"
     return (f"{result['file']}: {what}, {result['files']} files, {result['bytes'] / 2**20:.1f} MiB\n"
-            f"  base      {result['base'][:12]}\n  adapters  {names}")
+            f"  base        {result['base'][:12]}\n  adapters    {names}\n  signatures  {len(result['signatures'])}")

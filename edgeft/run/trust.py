@@ -26,6 +26,9 @@ class Trust:
     allow_rollback: bool = False
 
 
+ANYTHING = Trust()
+
+
 def check_arrival(bundle: Bundle, place: Path, trust: Trust) -> None:
     """EdgeftError unless a bundle may take this place: signed as asked for, and not older than what is there."""
     for keys in _asked(place, trust):
@@ -36,11 +39,16 @@ def check_arrival(bundle: Bundle, place: Path, trust: Trust) -> None:
                           f"{place}` goes back to the one before; --allow-rollback installs an older one.")
 
 
-def check_adapter_arrival(path: Path, place: Path, *, name: str = "", digest: str = "") -> None:
-    """EdgeftError unless an adapter's file may come into a place: signed, where the place asks for that."""
-    policy = read_policy(place)
-    if policy:
-        check_adapter(path, policy.keys, name=name, digest=digest)
+def check_adapter_arrival(path: Path, place: Path, trust: Trust = ANYTHING, *, name: str = "",
+                          digest: str = "") -> None:
+    """EdgeftError unless an adapter's file may come into a place: signed as asked for.
+
+    Where that is to be remembered for the place, all that stands there must be signed, too.
+    """
+    for keys in _asked(place, trust):
+        check_adapter(path, keys, name=name, digest=digest)
+        if trust.require:
+            check_bundle(read_bundle(place), keys)
 
 
 def remember(place: Path, trust: Trust) -> None:

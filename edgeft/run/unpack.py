@@ -12,6 +12,7 @@ from edgeft.contract.bundle import MANIFEST, NAME
 from edgeft.contract.container import Reader
 from edgeft.contract.errors import EdgeftError, Faults, UsageError
 from edgeft.contract.manifest import DIGEST
+from edgeft.contract.signature import LARGEST, signature_names
 
 from .pack import ADAPTER_FORMAT, ADAPTER_MANIFEST
 from .prepared import PREPARED
@@ -37,7 +38,10 @@ def holds_adapter(file: Path) -> bool:
 
 
 def read_manifest(reader: Reader) -> dict[str, Any]:
-    """The first file as JSON, without the digest that ends a bundle's: that is compared where it stands unpacked."""
+    """The first file as JSON, and the signatures behind it into `reader.beside`: no more is read than may be there.
+
+    The digest that ends a bundle's manifest is left out: it is compared where it stands unpacked.
+    """
     try:
         value = json.loads(reader.manifest)
     except (ValueError, RecursionError) as error:
@@ -45,22 +49,26 @@ def read_manifest(reader: Reader) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise EdgeftError(f"{reader.path}: its {reader.name} must hold a JSON object, found {type(value).__name__}")
     value.pop(DIGEST, None)
+    files = value.get("files")
+    faults = Faults(f"{reader.path}: its {reader.name} is no manifest")
+    if not isinstance(files, dict) or not all(isinstance(entry, dict) for entry in files.values()):
+        faults.add("files: must be an object of objects")
+        files = {}
+    signatures = signature_names(files, bundle=reader.name == MANIFEST)
+    named = set(signatures)
+    for name in files:
+        if name == reader.name or name.split("/")[0].lower() == PREPARED:
+            faults.add(f"files.{name}: is made on the device, never moved")
+        if name in named:
+            faults.add(f"files.{name}: is a signature, which no list names")
+    faults.raise_if_any("Pack it again.")
+    reader.take_beside(signatures, {name: entry.get("size") for name, entry in files.items()}, LARGEST)
     return value
 
 
 def unpack(reader: Reader, manifest: dict[str, Any], stage: Path) -> None:
-    """All files that the manifest names, into an empty folder. Digests are not compared here."""
-    files = manifest.get("files")
-    faults = Faults(f"{reader.path}: its {reader.name} is no manifest")
-    if not isinstance(files, dict) or not all(isinstance(entry, dict) for entry in files.values()):
-        faults.add("files: must be an object of objects")
-    else:
-        for name in files:
-            if name == reader.name or name.split("/")[0].lower() == PREPARED:
-                faults.add(f"files.{name}: is made on the device, never moved")
-    faults.raise_if_any("Pack it again.")
-    assert isinstance(files, dict)
-    reader.unpack({name: entry.get("size") for name, entry in files.items()}, stage)
+    """Signatures, and all files that the manifest names, into an empty folder. Digests are not compared here."""
+    reader.unpack({name: entry.get("size") for name, entry in manifest["files"].items()}, stage)
 
 
 def check_adapter(reader: Reader, manifest: dict[str, Any]) -> None:

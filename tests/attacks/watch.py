@@ -99,6 +99,10 @@ def act(case: dict[str, Any]) -> Any:
         return load(case["path"]).generate("a", adapters=case.get("adapters", {}), max_tokens=2).text
     if case["kind"] == "verify":
         return verify(Path(case["path"]))["agreement"]
+    if case["kind"] == "install":
+        from edgeft.run.install import install
+
+        return install(Path(case["path"]), Path(case["path"]).with_name("there"))
     if case["kind"] == "adapter":
         model = load(case["bundle"])
         model.load_adapter("stranger", case["path"])
@@ -121,6 +125,7 @@ def main() -> None:
     """A fork for each line."""
     import edgeft.contract.artifact
     import edgeft.contract.device
+    import edgeft.run.install
     import edgeft.run.model
     import edgeft.run.verify  # noqa: F401
 

@@ -103,6 +103,26 @@ def test_cut_at_every_length_and_longer(tmp_path: Path) -> None:
         assert not list((folder / "stage").iterdir()), "it was known before anything was written"
 
 
+def test_every_flipped_byte_of_what_stands_beside_the_manifest(tmp_path: Path) -> None:
+    """Its own bytes are for whoever asks for them; all others are told, or it is not taken for what it is not."""
+    whole = made({"m.sig": b"signature", **FILES})
+    own = range(A + BLOCK, A + BLOCK + len(b"signature"))
+    for place in range(A, A + 2 * BLOCK):
+        data = bytearray(whole)
+        data[place] ^= 0x21
+        (stage := tmp_path / str(place)).mkdir()
+        reader = Reader(Path("x.edgeft"), io.BytesIO(bytes(data)), ["manifest.json"])
+        if place in own:
+            reader.take_beside(["m.sig"], SIZES, 20)
+            reader.unpack(SIZES, stage)
+            assert (stage / "m.sig").read_bytes() != b"signature"
+        else:
+            with pytest.raises(EdgeftError, match=r"^x.edgeft: "):
+                reader.take_beside(["m.sig"], SIZES, 20)
+                reader.unpack(SIZES, stage)
+            assert not list(stage.iterdir())
+
+
 def entry(**values: object) -> Callable[[str, int], bytes]:
     """A header with something else in it than there should be."""
     def make(name: str, size: int) -> bytes:

@@ -61,7 +61,7 @@ def repacked(file: Path, change: Callable[[dict[str, Any], dict[str, bytes]], No
     change(manifest, contents)
     stream, text = io.BytesIO(), (encode if first == "adapter.json" else encode_bundle)(manifest)
     write_member(stream, first, len(text), [text])
-    for name in sorted(contents):
+    for name in sorted(contents, key=lambda name: (not name.endswith(".sig"), name != "bundle.sig", name)):
         write_member(stream, name, len(contents[name]), [contents[name]])
     write_end(stream)
     changed = file.with_name(f"changed-{file.name}")
