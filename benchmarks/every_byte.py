@@ -70,7 +70,7 @@ def make(work: Path) -> Path:
             hidden_size=16,
             intermediate_size=32,
             num_hidden_layers=1,
-            num_attention_heads=2,
+            num_attention_heads=1,
             num_key_value_heads=1,
             tie_word_embeddings=True,
             max_position_embeddings=64,

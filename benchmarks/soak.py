@@ -167,18 +167,19 @@ class Soak:
         self.files = {path.stem: path for path in sorted(Path(folder).iterdir())}
         self.spoilt = spoil(self.model.bundle, self.files, Path(folder).with_name("hostile"))
         self.loaded: list[str] = []
+        self.enough = max(1, len(self.files) * 3 // 4)
         self.counts, self.kinds = Counter[str](), Counter[str]()
         self.hostile = Hostile(self.model, self.random, self.spoilt)
 
     def change(self) -> None:
-        """An adapter goes, another comes: between half and all of them are there."""
-        names = sorted(set(self.files) - set(self.loaded))
-        if self.loaded and (not names or (len(self.loaded) > len(self.files) // 2 and self.random.random() < 0.5)):
+        """An adapter goes where there are enough, and another comes: how many are there stays the same, so that what
+        they take does too."""
+        name = self.random.choice(sorted(set(self.files) - set(self.loaded)))
+        if len(self.loaded) >= self.enough:
             self.model.unload_adapter(self.loaded.pop(self.random.randrange(len(self.loaded))))
-        else:
-            self.loaded.append(name := self.random.choice(names))
-            self.model.register_adapter(name, self.files[name])
-            self.counts["loaded"] += 1
+        self.loaded.append(name)
+        self.model.register_adapter(name, self.files[name])
+        self.counts["loaded"] += 1
 
     def draw(self, share: float) -> tuple[str, str, int, dict[str, Any]]:
         """One request: its kind ("" is a good one), whose it is, which prompt, its words."""
@@ -211,7 +212,7 @@ def serve(bundle: str, folder: str, answers: str, count: str, batch: str, memory
     soak, total, resident, done, batches = Soak(bundle, folder, answers, int(memory), int(seed)), int(count), [], 0, 0
     asyncio.run(asyncio.sleep(0))
     before = _descriptors()
-    while len(soak.loaded) < len(soak.files) // 2:
+    while len(soak.loaded) < soak.enough:
         soak.change()
     began = time.perf_counter()
     while done < total:

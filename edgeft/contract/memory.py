@@ -1,9 +1,13 @@
-"""How much memory this process takes, and has taken."""
+"""How much memory this process takes, and has taken; and how the C library hands it out."""
 
 from __future__ import annotations
 
+import ctypes
+import os
 import re
 from pathlib import Path
+
+ARENA_MAX = -8  # of mallopt, in glibc's malloc.h
 
 
 def peak_mib() -> float:
@@ -27,6 +31,18 @@ def rss_mib() -> float:
         return _status_mib("VmRSS")
     except OSError:
         return peak_mib()
+
+
+def share_arena() -> None:
+    """Let new threads take memory from one place, where this is glibc and its user has not said otherwise.
+
+    Each would have an arena of its own, and what a long prompt took there is not free for another.
+    """
+    if "MALLOC_ARENA_MAX" in os.environ or "GLIBC_TUNABLES" in os.environ:
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
+    if mallopt is not None:
+        mallopt(ARENA_MAX, 1)  # musl has none, and where there is another it is refused
 
 
 def _status_mib(field: str) -> float:

@@ -36,6 +36,9 @@ class Budget:
             pinned = sum(size for key, (_, size) in self._kept.items() if self._pins.get(key))
             return self.limit - self.fixed - self.reserved - pinned
 
+    def __contains__(self, key: Hashable) -> bool:
+        return key in self._kept
+
     def get(self, key: Hashable) -> Any | None:
         """What is kept under this key, now the most recently used."""
         with self._lock:

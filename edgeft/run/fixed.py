@@ -94,6 +94,11 @@ class FixedLanes(GrowingLanes):
         """Every row takes its prompt in; logits [rows, vocabulary] after its last token."""
         return np.concatenate([self.feed(row, prompt) for row, prompt in enumerate(prompts)])
 
+    def keys_values(self, row: int) -> list[dict[str, Array]]:
+        """A row's keys and values, layer by layer."""
+        return [{part: self.buffers[row][f"{layer}.{part}"][0, :, : self.lengths[row]] for part in ("key", "value")}
+                for layer in range(len(self.graphs.layers))]
+
     def _take(self, row: int, ids: Sequence[int], file: str) -> Array:
         """One pass of one row; logits [1, vocabulary] of the last token."""
         count, held = len(ids), int(self.lengths[row])

@@ -151,6 +151,12 @@ class Lanes:
             made[f"{layer}.{part}"][...] = buffer[row, :, :length]
         return made
 
+    def keys_values(self, row: int) -> list[dict[str, Array]]:
+        """A row's keys and values, layer by layer."""
+        length = int(self.lengths[row])
+        return [{part: self.buffers[layer, part][row, :, :length] for part in ("key", "value")}
+                for layer in range(len(self.graphs.layers))]
+
     def copy_in(self, row: int, kept: Mapping[str, Array], length: int) -> None:
         """Start a row with the first `length` of what `copy_out` gave."""
         for (layer, part), buffer in self.buffers.items():

@@ -18,7 +18,7 @@ from edgeft.contract.chat import read_chat_template
 from edgeft.contract.data import encode_text
 from edgeft.contract.errors import EdgeftError, UsageError
 from edgeft.contract.events import event
-from edgeft.contract.memory import rss_mib
+from edgeft.contract.memory import rss_mib, share_arena
 from edgeft.contract.prompt import PromptFormat
 from edgeft.contract.shown import faithful
 
@@ -65,6 +65,7 @@ class Model:
                  lookup: bool | None = None, keep_prompts: int = 64, several: bool = False,
                  provider: Wanted = None) -> None:
         before, began = rss_mib() * MIB, time.perf_counter()
+        share_arena()
         self.bundle = read_bundle(Path(bundle))
         check_runnable(self.bundle)
         weights = exported_weights(self.bundle)

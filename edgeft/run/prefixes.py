@@ -41,6 +41,7 @@ class Prefixes:
         """Keep what a row holds of `ids`, in place of what was kept of their beginning."""
         tokens, length = np.asarray(ids), int(lanes.lengths[row])
         size = lanes.row_bytes(length)
+        self._tokens = {name: held for name, held in self._tokens.items() if name in self.budget}  # an adapter may go
         if len(tokens) < LEAST or size > min(self.most, self.budget.room):
             return
         for name, (other, _) in list(self._tokens.items()):

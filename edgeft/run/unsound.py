@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 
 import numpy as np
 
@@ -30,22 +29,12 @@ def explain(lanes: Lanes | GrowingLanes, row: int) -> str:
 
 def _place(bundle: Bundle, lanes: Lanes | GrowingLanes, row: int) -> str:
     names = layer_names(bundle, len(lanes.graphs.layers))
-    for layer, parts in enumerate(_held(lanes, row)):
+    for layer, parts in enumerate(lanes.keys_values(row)):
         broken = [f"{part}s" for part in ("key", "value") if not np.isfinite(parts[part]).all()]
         if broken:
             before = f"finite up to those of {names[layer - 1]}" if layer else "the first ones there are"
             return f"it began in the {' and '.join(broken)} of {names[layer]} ({before})"
     return f"all keys and values are finite, so it began behind those of the last layer, {names[-1]}, or in the head"
-
-
-def _held(lanes: Lanes | GrowingLanes, row: int) -> Iterator[dict[str, Array]]:
-    """Keys and values of a row, layer by layer."""
-    for layer in range(len(lanes.graphs.layers)):
-        if isinstance(lanes, Lanes):
-            length = int(lanes.lengths[row])
-            yield {part: lanes.buffers[layer, part][row, :, :length] for part in ("key", "value")}
-        else:
-            yield {part: lanes.past[f"{layer}.{part}"][row] for part in ("key", "value")}
 
 
 def layer_names(bundle: Bundle, count: int) -> list[str]:

@@ -11,6 +11,7 @@ import pytest
 
 from edgeft.contract.bundle import GRAPH, SLOTS_GRAPH, STATIC_DECODE, STATIC_PREFILL, read_bundle
 from edgeft.contract.device import read_device
+from edgeft.contract.errors import EdgeftError
 from edgeft.contract.grid import quantize, unpack
 from edgeft.contract.tensors import Weights
 from edgeft.export.dequantize import codes_by_input
@@ -18,7 +19,7 @@ from edgeft.export.lower import not_standard
 from edgeft.export.lower_attention import MASKED
 from edgeft.run import load
 from tests.conftest import edgeft, train_run
-from tests.run.conftest import random_lora
+from tests.run.conftest import broken, random_lora
 
 CPU = "CPUExecutionProvider"
 CHUNK, RANK = 16, 8
@@ -235,6 +236,18 @@ def test_a_graph_whose_optional_inputs_are_required(standard: Path) -> None:
     graph = ir.load(standard / SLOTS_GRAPH).graph
     assert not any(value.is_initializer() for value in graph.inputs)
     assert {value.name for value in graph.inputs} == {value.name for value in ir.load(standard / GRAPH).graph.inputs}
+
+
+@pytest.mark.parametrize("graphs_of", ["standard", "fixed"])
+def test_numbers_that_are_none_name_their_layer(request: pytest.FixtureRequest, graphs_of: str,
+                                                tmp_path: Path) -> None:
+    bundle: Path = request.getfixturevalue(graphs_of)
+    model = load(bundle, provider=CPU)
+    model.load_adapter("broken", broken(bundle, tmp_path / "broken.safetensors", "layers.0.mlp.down_proj"))
+    with pytest.raises(EdgeftError, match=r"not a number .* with adapter 'broken': it began in the keys and values of "
+                                          r"model\.layers\.1 \(finite up to those of model\.layers\.0\)"):
+        model.generate(PROMPTS[1], adapters={"broken": 1.0}, raw=True, max_tokens=4)
+    assert model.generate(PROMPTS[1], adapters={}, raw=True, max_tokens=4).tokens
 
 
 def test_classifiers_are_refused(make_base: Callable[..., Path], fixed_device: Path, tmp_path: Path) -> None:

@@ -26,6 +26,14 @@ def random_lora(bundle: Path, out: Path, seed: int, rank: int = 3, size: float =
     return _write(bundle, out, made)
 
 
+def broken(bundle: Path, out: Path, word: str, value: float = 1e30) -> Path:
+    """An adapter of finite numbers, far too large in the modules whose name holds `word`, and tame elsewhere."""
+    file = TensorFile(random_lora(bundle, out.with_name("tame.safetensors"), 3, size=0.1))
+    tensors = {name: np.full_like(file[name], value) if word in name else np.array(file[name]) for name in file}
+    write_tensors(out, tensors, file.metadata)
+    return out
+
+
 def random_factors(bundle: Path, out: Path, seed: int) -> Path:
     """What IA3 lowers to."""
     draw = np.random.default_rng(seed)

@@ -24,7 +24,7 @@ from edgeft.run.request import Request
 from edgeft.run.sampling import Sampler
 from edgeft.run.unsound import layer_names
 from tests.conftest import edgeft
-from tests.run.conftest import PROMPTS, open_model, random_lora
+from tests.run.conftest import PROMPTS, broken, open_model
 from tests.run.test_engine import alone
 
 QUESTION: dict[str, Any] = {"prompt": PROMPTS[0], "adapters": {"low": 1.0}, "raw": True, "temperature": 0,
@@ -163,14 +163,6 @@ def test_ctrl_c_ends_ones_own_request_and_not_the_others(model: Model, monkeypat
 
 
 # Numbers
-
-def broken(bundle: Path, out: Path, word: str, value: float = 1e30) -> Path:
-    """An adapter of finite numbers, far too large in the modules whose name holds `word`, and tame elsewhere."""
-    file = TensorFile(random_lora(bundle, out.with_name("tame.safetensors"), 3, size=0.1))
-    tensors = {name: np.full_like(file[name], value) if word in name else np.array(file[name]) for name in file}
-    write_tensors(out, tensors, file.metadata)
-    return out
-
 
 @pytest.mark.parametrize(("word", "place"), [
     ("layers.0.self_attn.k_proj", r"the keys of model.layers.0 \(the first ones"),
