@@ -31,6 +31,7 @@ from edgeft.contract.errors import UsageError  # noqa: E402
 from edgeft.contract.files import read_json, sha256  # noqa: E402
 from edgeft.run import signing  # noqa: E402
 from edgeft.run.install import install  # noqa: E402
+from edgeft.run.install_adapter import install_adapter  # noqa: E402
 from edgeft.run.pack import pack  # noqa: E402
 from edgeft.run.rollback import previous_of, rollback  # noqa: E402
 from edgeft.run.trust import Trust  # noqa: E402
@@ -61,7 +62,7 @@ class Fixtures:
         self.folder = folder
         self.base, self.run, self.data = folder / "base", folder / "run", folder / "data.jsonl"
         self.old, self.new, self.key = folder / "old", folder / "new", folder / "key"
-        self.packed = folder / "old.edgeft"
+        self.packed, self.bare, self.menu = (folder / f"{name}.edgeft" for name in ("old", "bare", "menu"))
 
     def build(self) -> None:
         """Make them all."""
@@ -75,6 +76,8 @@ class Fixtures:
             self.export(place, version)
             signing.sign(place, self.key)
         pack(self.old, self.packed)
+        pack(self.old, self.bare, without_adapters=True)
+        pack(self.old, self.menu, adapter="menu")
 
     def _base(self) -> None:
         model = Path(edgeft.starter.__file__).parent / "model"
@@ -206,6 +209,15 @@ def _places(fixtures: Fixtures) -> Iterator[Scenario]:
         old(folder)
         first(folder)
 
+    def bare(folder: Path) -> None:
+        install(fixtures.bare, place(folder), trust)
+
+    def menu(folder: Path) -> None:
+        install_adapter(fixtures.menu, place(folder))
+
+    def has_menu(folder: Path) -> str:
+        return "new" if "menu" in verify(place(folder))["adapters"] else "old"
+
     def backward(folder: Path) -> str:
         return {"old": "new", "new": "old"}[state(folder)]
 
@@ -219,6 +231,7 @@ def _places(fixtures: Fixtures) -> Iterator[Scenario]:
 
     yield Scenario("install", lambda _: None, first, state)
     yield Scenario("install again", _made_once(fixtures.folder / "installed", old), first, state, update_again)
+    yield Scenario("install adapter", _made_once(fixtures.folder / "bare", bare), menu, has_menu)
     yield Scenario("rollback", _made_once(fixtures.folder / "updated", both), back, backward)
     yield Scenario("install in place", lambda folder: shutil.copytree(fixtures.new, place(folder)),
                    lambda folder: install(place(folder)),

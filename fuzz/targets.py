@@ -5,14 +5,16 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import shutil
 import struct
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from edgeft.contract.bundle import Bundle, check_runnable, read_bundle
+from edgeft.contract.bundle import MANIFEST, Bundle, check_runnable, read_bundle
 from edgeft.contract.chat import Renderer
+from edgeft.contract.container import header, padding
 from edgeft.contract.data import read_records
 from edgeft.contract.device import read_device
 from edgeft.contract.errors import EdgeftError
@@ -23,8 +25,10 @@ from edgeft.contract.prompt import PromptFormat
 from edgeft.contract.tensors import TensorFile
 from edgeft.run.adapters import open_adapter
 from edgeft.run.external import rewrite
+from edgeft.run.pack import ADAPTER_MANIFEST
 from edgeft.run.schema import read_schema
 from edgeft.run.tokenizer import make_tokenizer, refusing
+from edgeft.run.unpack import check_adapter, opened, read_manifest, unpack
 
 CORPUS = Path(__file__).parent / "corpus"
 FOLDER = Path(tempfile.gettempdir())
@@ -172,6 +176,24 @@ def prompt(data: bytes) -> None:
     ).apply("hello", None, None)
 
 
+def packed(data: bytes) -> None:
+    """A packed file: its manifest, a zero byte, and what stands behind it; the header that must be first is made here,
+    for its checksum would keep all that is fuzzed out."""
+    first, _, rest = data.partition(b"\0")
+    adapter, stage = first[:1] == b"A", _place() / "stage"
+    name = ADAPTER_MANIFEST if adapter else MANIFEST
+    file = _file("packed.edgeft", header(name, len(first) - 1) + first[1:] + padding(len(first) - 1) + rest)
+    shutil.rmtree(stage, ignore_errors=True)
+    stage.mkdir()
+    with opened(file) as reader:
+        said = read_manifest(reader)
+        unpack(reader, said, stage)
+        there = {path.relative_to(stage).as_posix() for path in stage.rglob("*") if path.is_file()}
+        assert there == {name, *reader.beside, *said["files"]}, "something else was unpacked than what was named"
+        if adapter:
+            check_adapter(reader, said)
+
+
 TARGETS: dict[str, Target] = {
     "manifest": manifest,
     "adapter": adapter,
@@ -182,6 +204,7 @@ TARGETS: dict[str, Target] = {
     "template": template,
     "schema": schema,
     "prompt": prompt,
+    "packed": packed,
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 from edgeft.contract.bundle import Bundle, read_bundle
 from edgeft.contract.bundle_adapters import put_adapter
 from edgeft.contract.errors import EdgeftError, Faults, UsageError
-from edgeft.contract.files import locked, scratch, sha256
+from edgeft.contract.files import disk_errors, locked, scratch, sha256, sync_folder, sync_tree
 
 from .model import Model
 from .trust import ANYTHING, Trust, check_adapter_arrival, remember

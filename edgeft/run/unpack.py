@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,8 +9,9 @@ from typing import Any
 
 from edgeft.contract.bundle import MANIFEST, NAME
 from edgeft.contract.container import Reader
-from edgeft.contract.errors import EdgeftError, Faults, UsageError
+from edgeft.contract.errors import Faults, UsageError
 from edgeft.contract.manifest import DIGEST
+from edgeft.contract.opening import parse_json
 from edgeft.contract.signature import LARGEST, signature_names
 
 from .pack import ADAPTER_FORMAT, ADAPTER_MANIFEST
@@ -42,12 +42,7 @@ def read_manifest(reader: Reader) -> dict[str, Any]:
 
     The digest that ends a bundle's manifest is left out: it is compared where it stands unpacked.
     """
-    try:
-        value = json.loads(reader.manifest)
-    except (ValueError, RecursionError) as error:
-        raise EdgeftError(f"{reader.path}: its {reader.name} is not JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise EdgeftError(f"{reader.path}: its {reader.name} must hold a JSON object, found {type(value).__name__}")
+    value = parse_json(reader.manifest, f"{reader.path}: its {reader.name}")
     value.pop(DIGEST, None)
     files = value.get("files")
     faults = Faults(f"{reader.path}: its {reader.name} is no manifest")

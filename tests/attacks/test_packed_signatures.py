@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from edgeft.contract.container import BLOCK, END, header, padding
+from edgeft.contract.manifest import MAX_MANIFEST
 from edgeft.contract.signature import LARGEST
 from edgeft.run.install import install
 from edgeft.run.pack import pack
@@ -131,6 +132,13 @@ def test_many_signatures_are_refused_together(tmp_path: Path, refused: Refusal) 
         stream.write(member(name, data))
     (tmp_path / "bad.edgeft").write_bytes(stream.getvalue() + END)
     refused("install", tmp_path / "bad.edgeft", "of 16384 bytes, and at most 0 are read")
+
+
+def test_a_manifest_that_makes_memory(tmp_path: Path, refused: Refusal) -> None:
+    """4 MiB of the shortest values would be 100 MiB of objects."""
+    text = b'{"files": {}, "more": [' + b"[]," * ((MAX_MANIFEST - 100) // 3) + b"0]}"
+    (tmp_path / "bad.edgeft").write_bytes(member("bundle.json", text) + END)
+    refused("install", tmp_path / "bad.edgeft", "its bundle.json: holds more than .* values")
 
 
 def test_a_list_that_names_a_signature(tmp_path: Path, refused: Refusal) -> None:
