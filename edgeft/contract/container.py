@@ -99,20 +99,20 @@ class Reader:
 
         Each of `names` at most once, in this order, of at most `limit` bytes; together no more than a manifest.
         """
-        left, room = list(names), MAX_MANIFEST
+        order, last, room = {name: place for place, name in enumerate(names)}, -1, MAX_MANIFEST
         while True:
             block = self._stream.read(BLOCK)
             name, size = claim(block)
             if name is None or name in files:
                 self._stream.seek(-len(block), 1)
                 return
-            if name in left and not 0 <= size <= min(limit, room):
+            place = order.get(name, -1)
+            if place > last and not 0 <= size <= min(limit, room):
                 raise self._refusal(f"{name} of {size} bytes, and at most {min(limit, room)} are read")
-            if name not in left or block != header(name, size):
+            if place <= last or block != header(name, size):
                 found = describe(block, {**files, **dict.fromkeys(names, size)})
                 raise self._refusal(f"behind its {self.name} stands {found}")
-            del left[:left.index(name) + 1]
-            room -= size
+            last, room = place, room - size
             self.beside[name] = self._stream.read(size)
             if len(self.beside[name]) != size:
                 raise self._refusal(f"{name} ends early")
