@@ -218,9 +218,13 @@ def run(name: str, data: bytes) -> bool:
 
 
 def seeds(name: str) -> Iterator[bytes]:
-    """The corpus of a target."""
-    for path in sorted((CORPUS / name).glob("*")):
-        yield path.read_bytes()
+    """The good files of a target's corpus."""
+    yield from (path.read_bytes() for path in sorted((CORPUS / name).glob("*")) if path.is_file())
+
+
+def found(name: str) -> Iterator[bytes]:
+    """What a fuzzer found that reaches more of the code than the good files do."""
+    yield from (path.read_bytes() for path in sorted((CORPUS / name / "found").glob("*")))
 
 
 def safetensors(header: bytes, data: bytes) -> bytes:

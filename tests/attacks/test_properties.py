@@ -50,6 +50,12 @@ def test_the_corpus_is_read(name: str) -> None:
     assert any(targets.run(name, data) for data in targets.seeds(name))
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_what_the_fuzzer_found(name: str) -> None:
+    for data in targets.found(name):
+        targets.run(name, data)
+
+
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "template"])
 @QUICK
 @given(data=st.data())
