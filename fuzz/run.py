@@ -1,8 +1,8 @@
 """Coverage-guided fuzzing of one target, or of all: `python fuzz/run.py [--seconds N] [TARGET ...]`.
 
 Each target runs in a process of its own (atheris), from the corpus in fuzz/corpus and what earlier runs found under
-build/fuzz (move that to fuzz/corpus/TARGET/found to keep it). Prints time, executions and coverage; ends with 1 if there
-was a finding, whose input stays in build/fuzz.
+build/fuzz (move that to fuzz/corpus/TARGET/found to keep it). Prints time, executions and coverage; ends with 1 where
+there was a finding, whose input stays in build/fuzz.
 """
 
 from __future__ import annotations
