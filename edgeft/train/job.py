@@ -10,7 +10,7 @@ from typing import Any
 from edgeft.contract import Method
 from edgeft.contract.device import Device
 from edgeft.contract.errors import UsageError
-from edgeft.contract.files import read_json, staged, write_json
+from edgeft.contract.files import read_json, staged, sweep, write_json
 from edgeft.options import to_json
 
 from .settings import TrainSettings
@@ -18,6 +18,7 @@ from .tasks import TaskSpec
 from .tasks import to_json as tasks_to_json
 
 SETTINGS = "settings.json"
+FINAL = "final"  # the stage of what was learned is named after it
 
 
 @dataclass
@@ -66,6 +67,7 @@ def stored_settings(out: Path) -> dict[str, Any]:
     """What an unfinished run was started with; UsageError if there is none."""
     if (out / "edgeft.json").is_file():
         shutil.rmtree(out / "checkpoints", ignore_errors=True)  # killed at its very end, it could not do that itself
+        sweep(out / FINAL)
         raise UsageError(f"{out}: this run has ended; there is nothing to resume.")
     if not (out / SETTINGS).is_file():
         raise UsageError(f"{out}: there is no run to resume here.")

@@ -22,6 +22,7 @@ from edgeft.contract.tensors import write_tensors
 
 from .base import Base
 from .classify import head_parameters
+from .job import FINAL
 
 if TYPE_CHECKING:
     from .job import Job
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 def write_run(job: Job, base: Base, model: nn.Module, record: dict[str, Any]) -> None:
     """Finish the run folder; without edgeft.json it does not count as ended."""
     job.method.finish(model)
-    with scratch(job.out / "final") as stage:
+    with scratch(job.out / FINAL) as stage:
         try:
             _write_weights(stage, job, base, model)
         except SafetensorError as error:  # its I/O errors are no OSError; they end in "(os error 28)"
