@@ -94,10 +94,9 @@ class FixedLanes(GrowingLanes):
         """Every row takes its prompt in; logits [rows, vocabulary] after its last token."""
         return np.concatenate([self.feed(row, prompt) for row, prompt in enumerate(prompts)])
 
-    def keys_values(self, row: int) -> list[dict[str, Array]]:
-        """A row's keys and values, layer by layer."""
-        return [{part: self.buffers[row][f"{layer}.{part}"][0, :, : self.lengths[row]] for part in ("key", "value")}
-                for layer in range(len(self.graphs.layers))]
+    def keys_values(self, row: int) -> dict[str, Array]:
+        """What a row holds, by the names of its buffers: [heads, tokens, size] each."""
+        return {name: array[0, :, : self.lengths[row]] for name, array in self.buffers[row].items()}
 
     def _take(self, row: int, ids: Sequence[int], file: str) -> Array:
         """One pass of one row; logits [1, vocabulary] of the last token."""

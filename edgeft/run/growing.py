@@ -115,10 +115,9 @@ class GrowingLanes:
             ids[row, : len(prompt)] = prompt
         return self._pass(ids, counts)[np.arange(len(prompts)), np.asarray(counts) - 1]
 
-    def keys_values(self, row: int) -> list[dict[str, Array]]:
-        """A row's keys and values, layer by layer."""
-        return [{part: self.past[f"{layer}.{part}"][row] for part in ("key", "value")}
-                for layer in range(len(self.graphs.layers))]
+    def keys_values(self, row: int) -> dict[str, Array]:
+        """What a row holds, by names as in `past`: [heads, columns, size] each."""
+        return {name: array[row] for name, array in self.past.items()}
 
     def _pass(self, ids: Array, counts: Sequence[int] | None) -> Array:
         self._start()

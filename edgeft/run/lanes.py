@@ -22,7 +22,6 @@ from .shelf import Shelf, Used, Values
 Array = np.ndarray[Any, Any]
 CHUNK = 128  # tokens of a prompt in one pass: more are hardly faster, and take more memory
 SCORES = 16 << 20  # bytes that the attention scores of a chunk may take
-Place = tuple[int, str]  # layer, "key" or "value"
 
 
 class Lanes:
@@ -40,7 +39,7 @@ class Lanes:
         self._about: tuple[list[Any], ...] = (self.used, self._kinds, self._keys)
         self.lengths = np.zeros(0, np.int64)  # tokens held per row, soft prompts included
         self.capacity = self.most = 0
-        self.buffers: dict[Place, Array] = {}
+        self.buffers: dict[str, Array] = {}  # "0.key", "0.value", "1.key" and so on
         self._mask = np.zeros((0, 0), np.int64)
         self._bindings: dict[tuple[str, int, int], Binding] = {}
         self._matrices: packing.RowMatrices | None = None
@@ -73,11 +72,11 @@ class Lanes:
         for layer, (heads, size) in enumerate(self.graphs.layers):
             for part in ("key", "value"):
                 fresh = np.zeros((rows, heads, capacity, size), np.float32)
-                old = self.buffers.get((layer, part))
+                old = self.buffers.get(f"{layer}.{part}")
                 if old is not None and self.rows:
                     longest = int(self.lengths.max())
                     fresh[: self.rows, :, :longest] = old[: self.rows, :, :longest]
-                self.buffers[layer, part] = fresh
+                self.buffers[f"{layer}.{part}"] = fresh
         mask = np.zeros((rows, capacity), np.int64)
         mask[: self.rows, : self.capacity] = self._mask[: self.rows]
         self._mask, self.most, self.capacity = mask, rows, capacity
@@ -103,8 +102,8 @@ class Lanes:
         row = self.rows
         self._grow(row + 1 if row < self.most else max(row + 1, 2 * self.most if row else 1), capacity)
         for layer, (key, value) in prefix.items():
-            self.buffers[layer, "key"][row, :, :length] = key
-            self.buffers[layer, "value"][row, :, :length] = value
+            self.buffers[f"{layer}.key"][row, :, :length] = key
+            self.buffers[f"{layer}.value"][row, :, :length] = value
         self._mask[row, :length], self._mask[row, length:] = 1, 0
         self.used.append(used)
         self._kinds.append(kind)
@@ -143,24 +142,22 @@ class Lanes:
         self._mask[row, length : self.lengths[row]] = 0
         self.lengths[row] = length
 
-    def copy_out(self, row: int, length: int) -> dict[str, Array]:
-        """A row's first keys and values, in memory of their own."""
-        made = packing.allocate({f"{layer}.{part}": (buffer.shape[1], length, buffer.shape[3])
-                                 for (layer, part), buffer in self.buffers.items()})
-        for (layer, part), buffer in self.buffers.items():
-            made[f"{layer}.{part}"][...] = buffer[row, :, :length]
-        return made
+    def keys_values(self, row: int) -> dict[str, Array]:
+        """What a row holds, by the names of the buffers: [heads, tokens, size] each."""
+        return {name: buffer[row, :, : self.lengths[row]] for name, buffer in self.buffers.items()}
 
-    def keys_values(self, row: int) -> list[dict[str, Array]]:
-        """A row's keys and values, layer by layer."""
-        length = int(self.lengths[row])
-        return [{part: self.buffers[layer, part][row, :, :length] for part in ("key", "value")}
-                for layer in range(len(self.graphs.layers))]
+    def copy_out(self, row: int) -> dict[str, Array]:
+        """A row's keys and values in memory of their own."""
+        held = self.keys_values(row)
+        made = packing.allocate({name: array.shape for name, array in held.items()})
+        for name, array in held.items():
+            made[name][...] = array
+        return made
 
     def copy_in(self, row: int, kept: Mapping[str, Array], length: int) -> None:
         """Start a row with the first `length` of what `copy_out` gave."""
-        for (layer, part), buffer in self.buffers.items():
-            buffer[row, :, :length] = kept[f"{layer}.{part}"][:, :length]
+        for name, buffer in self.buffers.items():
+            buffer[row, :, :length] = kept[name][:, :length]
         self._mask[row, :length] = 1
         self.lengths[row] = length
 
@@ -226,9 +223,9 @@ class Lanes:
 
     def _bind(self, session: Session, start: int, stop: int) -> Binding:
         binding = Binding(session, stop - start)
-        for (layer, part), buffer in self.buffers.items():
-            binding.give(f"past_key_values.{layer}.{part}", buffer[start:stop])
-            binding.take(f"past_key_values.{layer}.{part}")
+        for name, buffer in self.buffers.items():
+            binding.give(f"past_key_values.{name}", buffer[start:stop])
+            binding.take(f"past_key_values.{name}")
         binding.give("attention_mask", self._mask[start:stop])
         return binding
 

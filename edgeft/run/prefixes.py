@@ -39,8 +39,7 @@ class Prefixes:
 
     def keep(self, lanes: Lanes, row: int, key: Any, ids: Sequence[int]) -> None:
         """Keep what a row holds of `ids`, in place of what was kept of their beginning."""
-        tokens, length = np.asarray(ids), int(lanes.lengths[row])
-        size = lanes.row_bytes(length)
+        tokens, size = np.asarray(ids), lanes.row_bytes(int(lanes.lengths[row]))
         self._tokens = {name: held for name, held in self._tokens.items() if name in self.budget}  # an adapter may go
         if len(tokens) < LEAST or size > min(self.most, self.budget.room):
             return
@@ -50,7 +49,7 @@ class Prefixes:
         while self._tokens and sum(held for _, held in self._tokens.values()) + size > self.most:
             self._drop(next(iter(self._tokens)))
         name = ("prefix", key, next(self._count))
-        self.budget.make(name, size, lambda: lanes.copy_out(row, length), "A kept prefix")
+        self.budget.make(name, size, lambda: lanes.copy_out(row), "A kept prefix")
         self._tokens[name] = (tokens, size)
 
     def _get(self, name: Any) -> Any:

@@ -28,9 +28,9 @@ def explain(lanes: Lanes | GrowingLanes, row: int) -> str:
 
 
 def _place(bundle: Bundle, lanes: Lanes | GrowingLanes, row: int) -> str:
-    names = layer_names(bundle, len(lanes.graphs.layers))
-    for layer, parts in enumerate(lanes.keys_values(row)):
-        broken = [f"{part}s" for part in ("key", "value") if not np.isfinite(parts[part]).all()]
+    names, held = layer_names(bundle, len(lanes.graphs.layers)), lanes.keys_values(row)
+    for layer in range(len(names)):
+        broken = [f"{part}s" for part in ("key", "value") if not np.isfinite(held[f"{layer}.{part}"]).all()]
         if broken:
             before = f"finite up to those of {names[layer - 1]}" if layer else "the first ones there are"
             return f"it began in the {' and '.join(broken)} of {names[layer]} ({before})"
