@@ -69,10 +69,15 @@ def _statement(subject: str, value: Any) -> bytes:
         value, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode()
 
 
+def adapter_files(files: Iterable[str]) -> list[str]:
+    """Of a bundle's files those that are signed one by one: adapters, and their twins for ONNX Runtime GenAI."""
+    return sorted(name for name in files if name.startswith("adapters/"))
+
+
 def signature_names(files: Iterable[str], *, bundle: bool) -> list[str]:
     """Every signature that may lie beside these files, in a packed file's order; `bundle`: the bundle's own, too."""
     own = [BUNDLE_SIGNATURE] if bundle else []
-    return [*own, *(f"{name}{SUFFIX}" for name in sorted(files) if name.startswith("adapters/"))]
+    return [*own, *(f"{name}{SUFFIX}" for name in adapter_files(files))]
 
 
 def signatures_there(folder: Path, names: Iterable[str]) -> dict[str, bytes]:

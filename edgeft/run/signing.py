@@ -16,6 +16,7 @@ from edgeft.contract.signature import (
     BUNDLE,
     BUNDLE_SIGNATURE,
     Signature,
+    adapter_files,
     adapter_statement,
     bundle_statement,
     read_signature,
@@ -66,7 +67,7 @@ def sign(target: Path, key_path: Path) -> dict[str, Any]:
         return {"subject": ADAPTER, "key": name, "adapters": [target.stem]}
     bundle = read_bundle(target)
     bundle.check_files(whole=True)
-    for file in adapter_files(bundle):
+    for file in adapter_files(bundle.manifest["files"]):
         statement = adapter_statement(signed_as(file), bundle.manifest["files"][file]["sha256"])
         write_signature(signature_path(target / file), Signature(ADAPTER, name, key.sign(statement)))
     default = bundle.default_adapter
@@ -92,7 +93,7 @@ def check_bundle(bundle: Bundle, keys: Sequence[str]) -> dict[str, str]:
 
     check("", bundle.folder / BUNDLE_SIGNATURE, BUNDLE,
           lambda signature: bundle_statement(bundle.manifest, signature.default_adapter))
-    for file in adapter_files(bundle):
+    for file in adapter_files(bundle.manifest["files"]):
         name, digest = signed_as(file), bundle.manifest["files"][file]["sha256"]
         check(name, signature_path(bundle.folder / file), ADAPTER,
               lambda _, name=name, digest=digest: adapter_statement(name, digest))
@@ -100,11 +101,6 @@ def check_bundle(bundle: Bundle, keys: Sequence[str]) -> dict[str, str]:
         _check_rest(bundle, faults)
     faults.raise_if_any("Get it from its publisher again, or give the publisher's own key.")
     return signers
-
-
-def adapter_files(bundle: Bundle) -> list[str]:
-    """Files that are signed one by one: adapters, and their twins for ONNX Runtime GenAI."""
-    return [name for name in bundle.manifest["files"] if name.startswith("adapters/")]
 
 
 def check_adapter(path: Path, keys: Sequence[str], *, name: str = "", digest: str = "") -> str:
@@ -140,7 +136,7 @@ def _check_rest(bundle: Bundle, faults: Faults) -> None:
     if bundle.default_adapter not in (signed, None):
         faults.add("default_adapter", declared=signed, found=bundle.default_adapter)
     owned = {f"adapters/{name}{suffix}" for name in bundle.adapters for suffix in (".safetensors", TWIN)}
-    for name in adapter_files(bundle):
+    for name in adapter_files(bundle.manifest["files"]):
         if name not in owned:
             faults.add(f"{name}: belongs to no adapter")
     for path in sorted(bundle.folder.iterdir()):  # a chat template laid beside it would be read
