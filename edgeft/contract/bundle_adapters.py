@@ -23,7 +23,7 @@ def put_adapter(folder: Path, stage: Path, file: str, manifest: dict[str, Any]) 
             write_manifest(folder, manifest)
         except BaseException:
             if file not in read_manifest(folder)["files"]:  # an interrupt may come when the manifest is there
-                (folder / file).unlink(missing_ok=True)
+                _delete(folder / file)
             raise
         sync_folder(folder)
 

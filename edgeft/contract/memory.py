@@ -42,7 +42,7 @@ def share_arena() -> None:
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
     if mallopt is not None:
-        mallopt(ARENA_MAX, 1)  # musl has none, and where there is another it is refused
+        mallopt(ARENA_MAX, 1)  # another C library's, which does not know this one, says no
 
 
 def _status_mib(field: str) -> float:
