@@ -167,7 +167,7 @@ def _told_of(stage: Path, source: str) -> Iterator[None]:
     try:
         yield
     except EdgeftError as error:
-        raise EdgeftError(str(error).replace(str(stage), source)) from None
+        raise type(error)(str(error).replace(str(stage), source)) from None
 
 
 def _replace(to: Path, fill: Callable[[Path], None], source: str, trust: Trust) -> None:

@@ -25,6 +25,10 @@ class Trust:
     require: bool | None = None
     allow_rollback: bool = False
 
+    def __post_init__(self) -> None:
+        if self.require and not self.keys:
+            raise UsageError("--require-signature needs --key PUBLIC: whose signature?")
+
 
 ANYTHING = Trust()
 
@@ -60,8 +64,6 @@ def remember(place: Path, trust: Trust) -> None:
 def _asked(place: Path, trust: Trust) -> list[Sequence[str]]:
     """Sets of keys, of each of which one must have signed."""
     given = public_keys(trust.keys)
-    if trust.require and not given:
-        raise UsageError("--require-signature needs --key PUBLIC: whose signature?")
     stored = read_policy(place) if trust.require is None else None
     return [keys for keys in (stored.keys if stored else (), given) if keys]
 

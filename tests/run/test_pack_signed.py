@@ -125,6 +125,16 @@ def test_what_is_not_as_signed_changes_nothing(kind: str, whole: Path, keys: dic
     assert not list(tmp_path.iterdir()), "no place, no policy, no stage"
 
 
+@pytest.mark.parametrize(("words", "why"), [(["--require-signature"], "--require-signature needs --key PUBLIC"),
+                                            (["--key", "nothere"], "nothere: cannot be read")])
+def test_words_that_are_wrong_are_usage_errors(words: list[str], why: str, signed: Path, whole: Path,
+                                               tmp_path: Path) -> None:
+    for source in (signed, whole):
+        done = edgeft("install", source, "--to", tmp_path / "there", *words, check=False)
+        assert (done.returncode, why in done.stderr) == (2, True), done.stderr
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_wrong_key_and_a_stored_policy(bundle: Path, signed: Path, whole: Path, keys: dict[str, Path], asked: Trust,
                                          tmp_path: Path) -> None:
     there, unsigned = tmp_path / "there", Path(pack(bundle, tmp_path / "unsigned.edgeft")["file"])
